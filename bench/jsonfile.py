@@ -1,0 +1,98 @@
+"""The JSON report of nccl-tests, version 3 of its keys, which its tools read; `compare` is an addition."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .table import OP_NAMES, TYPE_NAMES, Compared, Measured, Row, average_busbw, out_of_bounds
+
+VERSION = 3
+
+# Only what bears on the figures is reported: an environment may hold secrets.
+REPORTED_VARIABLES = ("TREERING_", "OMP_", "OMPI_MCA_", "MPIR_CVAR_", "UCX_", "GLOO_", "MASTER_")
+
+
+def report(
+    *,
+    start_time: str,
+    end_time: str,
+    args: Sequence[str],
+    environment: Mapping[str, str],
+    config: Mapping[str, Any],
+    devices: Sequence[Mapping[str, Any]],
+    rows: Sequence[Row],
+    compared: Sequence[Compared] | None,
+    errors: Sequence[str] = (),
+) -> dict[str, Any]:
+    """The whole document as JSON types; times of day are `YYYY-MM-DD HH:MM:SS`, times microseconds."""
+    wrong = out_of_bounds(rows)
+    document: dict[str, Any] = {
+        "version": VERSION,
+        "start_time": start_time,
+        "args": list(args),
+        "env": [
+            f"{name}={value}"
+            for name, value in sorted(environment.items())
+            if name.startswith(REPORTED_VARIABLES) and "SECRET" not in name
+        ],
+        "nccl_version": 0,  # readers expect a number; there is no NCCL here
+        "config": dict(config),
+        "devices": [dict(device) for device in devices],
+        "results": [_result(row) for row in rows],
+        "out_of_bounds": {"count": wrong, "okay": _flag(wrong == 0)},
+        "average_bus_bandwidth": {"bandwidth": average_busbw(rows), "okay": "unchecked"},
+        "errors": list(errors),
+        "end_time": end_time,
+    }
+    if compared is not None:
+        document["compare"] = [
+            {
+                "size": row.size_bytes,
+                "algorithm": row.algorithm,
+                "ours_us": row.ours_us,
+                **{f"{name}_us": us for name, us in row.contenders_us.items()},
+            }
+            for row in compared
+        ]
+    return document
+
+
+def _flag(value: bool) -> str:
+    return "true" if value else "false"  # nccl-tests writes its booleans as strings
+
+
+def _result(row: Row) -> dict[str, Any]:
+    return {
+        "size": row.size_bytes,
+        "count": row.elems,
+        "type": TYPE_NAMES.get(row.dtype, row.dtype),
+        "redop": OP_NAMES.get(row.op, row.op),
+        "root": str(row.root),
+        "out_of_place": _half(row.out_of_place),
+        "in_place": _half(row.in_place),
+        "actual_iterations": row.iterations,
+        "experiment_name": row.algorithm,
+    }
+
+
+def _half(measured: Measured | None) -> dict[str, Any] | None:
+    if measured is None:
+        return None
+    wrong = None if measured.wrong is None else float(measured.wrong)
+    return {"time": measured.time_us, "alg_bw": measured.algbw, "bus_bw": measured.busbw, "nwrong": wrong}
+
+
+def write(path: str, document: Mapping[str, Any]) -> None:
+    """Write beside `path` and rename, so that a reader finds all of it or what was before. Raises OSError."""
+    beside = f"{path}.{os.getpid()}.tmp"
+    try:
+        with open(beside, "w", encoding="utf-8") as file:
+            json.dump(document, file, indent=1)
+            file.write("\n")
+        os.replace(beside, path)
+    finally:
+        if os.path.exists(beside):
+            os.unlink(beside)

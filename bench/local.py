@@ -1,0 +1,99 @@
+"""Start the ranks of one machine, as processes that meet through a file store, and end them together.
+
+A rank that fails ends the others, after a moment in which they may say what they saw of it; Ctrl-C, SIGTERM
+or the death of this process end them too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+
+GRACE_S = 5.0  # for the survivors' own error, then SIGTERM
+KILL_S = 3.0  # from SIGTERM to SIGKILL
+PR_SET_PDEATHSIG = 1
+
+
+def run_ranks(size: int, argv: Sequence[str]) -> int:
+    """Run `python -m bench ARGV` as `size` ranks; exit status 0, or that of the rank that failed first."""
+    libc = ctypes.CDLL(None)  # looked up here: little is safe between fork and exec
+
+    def die_with_parent() -> None:
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+    previous = signal.signal(signal.SIGTERM, _exit_on_signal)
+    ranks: list[subprocess.Popen[bytes]] = []
+    with tempfile.TemporaryDirectory(prefix="treering-store-") as directory:
+        try:
+            for rank in range(size):
+                environment = {
+                    **os.environ,
+                    "TREERING_STORE": f"file://{directory}",
+                    "TREERING_RANK": str(rank),
+                    "TREERING_SIZE": str(size),
+                }
+                ranks.append(
+                    subprocess.Popen(
+                        [sys.executable, "-m", "bench", *argv],
+                        stdin=subprocess.DEVNULL,
+                        env=environment,
+                        preexec_fn=die_with_parent,
+                    )
+                )
+            return _wait(ranks)
+        except KeyboardInterrupt:
+            return 128 + signal.SIGINT
+        finally:
+            _end(ranks)
+            signal.signal(signal.SIGTERM, previous)
+
+
+def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> int:
+    """Block until all have ended well, or `GRACE_S` after the first that has not."""
+    status, deadline = 0, None
+    poll = select.poll()
+    waiting = {os.pidfd_open(process.pid): rank for rank, process in enumerate(ranks)}
+    try:
+        for pidfd in waiting:
+            poll.register(pidfd, select.POLLIN)
+        open_fds = set(waiting)
+        while open_fds:
+            left_ms = None if deadline is None else (deadline - time.monotonic()) * 1000
+            if left_ms is not None and left_ms <= 0:
+                break
+            for pidfd, _ in poll.poll(left_ms):
+                poll.unregister(pidfd)
+                open_fds.discard(pidfd)
+                returned = ranks[waiting[pidfd]].wait()
+                if returned < 0:
+                    name = signal.Signals(-returned).name
+                    print(f"treering: rank {waiting[pidfd]} was ended by {name}", file=sys.stderr, flush=True)
+                if returned and not status:
+                    status = returned if returned > 0 else 128 - returned
+                    deadline = time.monotonic() + GRACE_S
+    finally:
+        for pidfd in waiting:
+            os.close(pidfd)
+    return status
+
+
+def _end(ranks: Sequence[subprocess.Popen[bytes]]) -> None:
+    for number, patience_s in ((signal.SIGTERM, KILL_S), (signal.SIGKILL, None)):
+        left = [process for process in ranks if process.poll() is None]
+        for process in left:
+            process.send_signal(number)
+        for process in left:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(patience_s)
+
+
+def _exit_on_signal(number: int, frame: object) -> None:
+    raise SystemExit(128 + number)

@@ -1,0 +1,247 @@
+"""What one rank does from the first line to the last: the table, then the comparison, then the JSON.
+
+Every rank runs `Session.run`; only rank 0 prints, and starts the contenders.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from collectives import Communicator
+
+from . import compare, jsonfile, table
+from .cases import Case, What, whole_elems
+from .check import storage_dtype
+from .contenders.worker import Command, Settings, Timing, follow, time_calls
+from .control import Conductor
+from .measure import measure_row
+from .options import Options
+from .table import Compared, Row
+
+TIME_FORMAT = "%Y-%m-%d %H:%M:%S"
+CARD_BYTES = 512
+
+
+class Session:
+    def __init__(self, comm: Communicator, options: Options, args: Sequence[str]) -> None:
+        self.comm, self.options, self.args = comm, options, args
+        self.speaks = comm.rank == 0
+        self.named = len(options.algorithms) > 1
+        if options.root >= comm.size:
+            raise ValueError(f"-r {options.root} is not a rank: there are {comm.size}, from 0")
+
+    def run(self) -> bool:
+        """Whether all data was right, the same on every rank. Raises what collectives or contenders raise."""
+        start_time = time.strftime(TIME_FORMAT)
+        devices = [json.loads(card) for card in self._exchange(self._card())]
+        self._say(self._preamble(devices))
+        rows = self._table()
+        compared = self._compare() if self.options.contenders else None
+        if self.speaks and self.options.json_path:
+            jsonfile.write(
+                self.options.json_path,
+                jsonfile.report(
+                    start_time=start_time,
+                    end_time=time.strftime(TIME_FORMAT),
+                    args=self.args,
+                    environment=os.environ,
+                    config=self._config(),
+                    devices=devices,
+                    rows=rows,
+                    compared=compared,
+                ),
+            )
+            self._say(f"# JSON written to {self.options.json_path}")
+        return table.out_of_bounds(rows) == 0
+
+    def _table(self) -> list[Row]:
+        options = self.options
+        self._say(table.header(self.named))
+        rows: list[Row] = []
+        roots = range(self.comm.size) if self._every_root() else (options.root,)
+        for dtype, op in options.reductions:
+            for root in roots:
+                for size_bytes in options.sizes():
+                    for algorithm in options.algorithms:
+                        self._tell(f"{size_bytes} B {algorithm}")
+                        what = self._what(dtype, op, root, algorithm)
+                        row = measure_row(
+                            self.comm,
+                            what,
+                            size_bytes,
+                            iterations=options.iterations,
+                            warmup=options.warmup,
+                            checks=options.checks,
+                        )
+                        rows.append(row)
+                        self._say(table.line(row, self.named))
+        self._say(table.footer(rows))
+        return rows
+
+    def _every_root(self) -> bool:
+        return (
+            self.options.collective in ("broadcast", "reduce", "gather", "scatter") and self.options.root < 0
+        )
+
+    def _what(self, dtype: str, op: str, root: int, algorithm: str) -> What:
+        options = self.options
+        return What(options.collective, dtype, op, root, algorithm, options.library, options.prepared)
+
+    # The comparison. Rank 0 conducts; the others sleep on a socket, not in a collective, until they are told.
+
+    def _compare(self) -> list[Compared]:
+        conductor = Conductor() if self.speaks else None
+        path = self._exchange(conductor.path if conductor else "")[0]
+        cases: dict[tuple[int, str], Case] = {}
+
+        def measure(command: Command) -> Timing:
+            key = command.elems, command.algorithm
+            if key not in cases:
+                if any(elems != command.elems for elems, _ in cases):
+                    cases.clear()
+                dtype, op = self.options.reductions[0]
+                what = self._what(dtype, op, self.options.root, command.algorithm)
+                cases[key] = Case(self.comm, what, command.elems, in_place=True)
+            return time_calls(cases[key].call, self.comm.barrier, command.warmup, command.iterations)
+
+        if conductor is None:
+            follow(path, self.comm.rank, measure)
+            return []
+        contenders: list[compare.Contender] = []
+        try:
+            conductor.wait_for(self.comm.size - 1, self.options.timeout_s)
+            for name, python in zip(self.options.contenders, self.options.pythons, strict=True):
+                self._tell(f"starting {name}")
+                contenders.append(compare.Contender(name, compare.Path(python), self._settings(), os.environ))
+            ours = [
+                compare.Entrant(algorithm, lambda command: conductor.measure(command, measure), algorithm)
+                for algorithm in self.options.algorithms
+            ]
+            theirs = [compare.Entrant(contender.name, contender.measure) for contender in contenders]
+            return self._compare_table(ours, theirs)
+        finally:
+            conductor.close()
+            for contender in contenders:
+                contender.close()
+
+    def _compare_table(
+        self, ours: Sequence[compare.Entrant], theirs: Sequence[compare.Entrant]
+    ) -> list[Compared]:
+        options, (dtype, _) = self.options, self.options.reductions[0]
+        self._say(table.compare_header([entrant.name for entrant in theirs], self.named))
+        compared: list[Compared] = []
+        for size_bytes in options.sizes():
+            elems = whole_elems(options.collective, size_bytes, dtype, self.comm.size)
+            whole_bytes = elems * storage_dtype(dtype).itemsize
+            taken_us = compare.compare_size(elems, [*ours, *theirs], self._teller(f"{whole_bytes} B, "))
+            for entrant in ours:
+                row = Compared(
+                    whole_bytes,
+                    entrant.algorithm,
+                    taken_us[entrant.name],
+                    {name: taken_us[name] for name, _, _ in theirs},
+                )
+                compared.append(row)
+                self._say(table.compare_line(row, self.named))
+        self._say(table.compare_footer(compared))
+        return compared
+
+    def _settings(self) -> Settings:
+        dtype, op = self.options.reductions[0]
+        root = max(self.options.root, 0)
+        return Settings(self.options.collective, dtype, op, root, rank=-1, size=self.comm.size, store="")
+
+    # What is told about the run.
+
+    def _card(self) -> str:
+        return json.dumps({"rank": self.comm.rank, "pid": os.getpid(), "hostname": socket.gethostname()[:64]})
+
+    def _exchange(self, text: str) -> list[str]:
+        """The texts of all ranks, up to `CARD_BYTES` each, at every rank."""
+        encoded = text.encode()
+        assert len(encoded) <= CARD_BYTES, text
+        card = np.zeros(CARD_BYTES, np.uint8)
+        card[: len(encoded)] = np.frombuffer(encoded, np.uint8)
+        cards = np.asarray(self.comm.all_gather(card)).reshape(self.comm.size, CARD_BYTES)
+        return [bytes(row).rstrip(b"\0").decode() for row in cards]
+
+    def _preamble(self, devices: Sequence[dict[str, Any]]) -> str:
+        options = self.options
+        for number, device in enumerate(devices):
+            device |= {
+                "group": 0,
+                "device": number,
+                "device_hex": "",
+                "device_info": f"{platform.machine()} CPU, {os.cpu_count()} cores",
+            }
+        step = options.step_factor if options.step_factor > 1 else options.step_bytes
+        unit = "factor" if options.step_factor > 1 else "bytes"
+        prepared = " prepared" if options.prepared else ""
+        lines = [
+            f"# Collective test starting: {options.collective}",
+            f"# nRanks {self.comm.size} minBytes {options.minimum_bytes} maxBytes {options.maximum_bytes}"
+             f" step: {step}({unit}) warmup iters: {options.warmup} iters: {options.iterations}"
+             f" validation: {options.checks}",
+            f"# algorithm {','.join(options.algorithms)} transport {options.transport}"
+             f" array {options.library}{prepared}",
+            "#",
+            "# Using ranks",
+        ]
+        for device in devices:
+            lines.append(
+                f"#  Rank {device['rank']:2} Group  0 Pid {device['pid']:6} on {device['hostname']:>10} "
+                f"{device['device_info']}"
+            )
+        return "\n".join(lines)
+
+    def _config(self) -> dict[str, Any]:
+        options = self.options
+        by_factor = options.step_factor > 1
+        return {
+            "nthreads": 1,
+            "ngpus": 0,
+            "minimum_bytes": options.minimum_bytes,
+            "maximum_bytes": options.maximum_bytes,
+            "step_factor" if by_factor else "step_bytes": options.step_factor
+            if by_factor
+            else options.step_bytes,
+            "warmup_iters": options.warmup,
+            "iterations": options.iterations,
+            "aggregated_iterations": 1,
+            "validation": options.checks,
+            "graph": 0,
+            "blocking_collectives": "true",
+            "per_iter_timing": 0,
+            "per_iter_skip": 0,
+            "parallel_init": "false",
+            "ranks": self.comm.size,
+            "collective": options.collective,
+            "algorithm": ",".join(options.algorithms),
+            "transport": options.transport,
+            "array": options.library,
+            "prepared": options.prepared,
+        }
+
+    def _teller(self, prefix: str) -> Callable[[str], None]:
+        return lambda text: self._tell(prefix + text)
+
+    def _say(self, text: str) -> None:
+        if self.speaks:
+            self._tell("")
+            print(text, flush=True)
+
+    def _tell(self, text: str) -> None:
+        """Progress: one line on a terminal that the next line replaces, nothing in a pipe."""
+        if self.speaks and sys.stderr.isatty():
+            width = shutil.get_terminal_size().columns - 1
+            print(f"\r\x1b[K{text[:width]}", end="", file=sys.stderr, flush=True)
