@@ -1,0 +1,130 @@
+"""Arrays of any library, seen as memory: numpy arrays, torch CPU tensors, and whatever speaks DLPack on the CPU.
+
+Nothing is imported for it: torch is looked up among the modules the program has imported already.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from transports.program import DTYPES
+
+__all__ = ["ArrayView", "check_op", "empty", "view"]
+
+_DLPACK_CPU = 1
+_FLOATS = frozenset({"float16", "bfloat16", "float32", "float64"})
+_OPS = ("sum", "prod", "min", "max", "mean", "and", "or", "xor")
+
+
+class ArrayView(NamedTuple):
+    """An array's memory. `array` keeps it alive; it is a copy of `original` when that was not C-contiguous."""
+
+    array: Any
+    address: int
+    shape: tuple[int, ...]
+    dtype: str  # a name of transports.program.DTYPES; "bytes" for a type that can only be moved
+    dtype_name: str  # as its library calls it
+    item_bytes: int
+    writable: bool
+    original: Any
+
+    @property
+    def count(self) -> int:
+        """Number of elements."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return self.count * self.item_bytes
+
+
+def view(x: Any, *, out: bool = False) -> ArrayView:
+    """The memory of an array. A non-contiguous input is copied; a non-contiguous or read-only `out` is a ValueError.
+
+    Raises TypeError for what is no array on the CPU.
+    """
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(x, torch.Tensor):
+        return _view_torch(torch, x, out)
+    if isinstance(x, np.ndarray):
+        return _view_numpy(x, x, out)
+    if hasattr(x, "__dlpack__") and hasattr(x, "__dlpack_device__"):
+        kind, _ = x.__dlpack_device__()
+        if int(kind) != _DLPACK_CPU:
+            raise TypeError(f"a {type(x).__name__} on a device (DLPack type {int(kind)}): this transport takes arrays in CPU memory")
+        return _view_numpy(np.from_dlpack(x), x, out)
+    if isinstance(x, np.generic):
+        raise TypeError(f"a numpy scalar ({type(x).__name__}) is no array: pass numpy.asarray(x)")
+    raise TypeError(f"{_article(type(x).__name__)} is no array: pass a numpy array, a torch tensor or a DLPack object")
+
+
+def _view_numpy(x: np.ndarray[Any, Any], original: Any, out: bool) -> ArrayView:
+    if x.dtype.hasobject:
+        raise TypeError("an array of Python objects cannot be sent: its elements are addresses of this process")
+    if not x.dtype.isnative:
+        raise TypeError(f"an array of {x.dtype} is in foreign byte order: convert it with .astype(x.dtype.newbyteorder('='))")
+    if out and not x.flags.c_contiguous:
+        raise ValueError("out must be C-contiguous: pass a contiguous array and copy the result where it belongs")
+    if out and not x.flags.writeable:
+        raise ValueError("out is read-only: pass a writable array")
+    if not x.flags.c_contiguous:
+        x = np.ascontiguousarray(x).reshape(x.shape)
+    name = x.dtype.name
+    dtype = name if name in DTYPES and DTYPES[name][1] == x.itemsize else "bytes"
+    return ArrayView(x, x.ctypes.data, x.shape, dtype, name, x.itemsize, x.flags.writeable, original)
+
+
+def _view_torch(torch: Any, x: Any, out: bool) -> ArrayView:
+    if x.layout != torch.strided:
+        raise TypeError(f"a sparse tensor ({x.layout}) has no single memory: pass x.to_dense()")
+    if x.device.type != "cpu":
+        raise TypeError(f"a tensor on {x.device}: this transport takes tensors in CPU memory, pass x.cpu()")
+    if x.is_conj() or x.is_neg():
+        x = x.resolve_conj().resolve_neg()
+    if not x.is_contiguous():
+        if out:
+            raise ValueError("out must be contiguous: pass a contiguous tensor and copy the result where it belongs")
+        x = x.contiguous()
+    name = str(x.dtype).removeprefix("torch.")
+    return ArrayView(
+        x, x.data_ptr(), tuple(x.shape), name if name in DTYPES else "bytes", name, x.element_size(), True, x
+    )
+
+
+def empty(like: Any, shape: Sequence[int]) -> Callable[[], Any]:
+    """A function that makes new arrays of this shape, of the library and dtype of `like` (numpy for DLPack objects)."""
+    torch = sys.modules.get("torch")
+    shape = tuple(shape)
+    if torch is not None and isinstance(like, torch.Tensor):
+        dtype, new = like.dtype, torch.empty
+        return lambda: new(shape, dtype=dtype)
+    dtype = like.dtype if isinstance(like, np.ndarray) else np.from_dlpack(like).dtype
+    return lambda: np.empty(shape, dtype)
+
+
+def check_op(op: str, array: ArrayView) -> None:
+    """Raises ValueError when the operation is unknown or has no meaning for the array's dtype."""
+    if op not in _OPS:
+        raise ValueError(f"unknown op {op!r}; there are: {', '.join(_OPS)}")
+    name = array.dtype_name
+    if array.dtype == "bytes":
+        raise ValueError(f"{name} can be moved but not combined: op={op!r} needs a number type ({', '.join(DTYPES)})")
+    if name in _FLOATS:
+        allowed = ("sum", "prod", "min", "max", "mean")
+    elif name.startswith("complex"):
+        allowed = ("sum", "prod", "mean")
+    elif name == "bool":
+        allowed = ("sum", "prod", "min", "max", "and", "or", "xor")
+    else:
+        allowed = _OPS
+    if op not in allowed:
+        raise ValueError(f"op={op!r} has no meaning for {name}; for it there are: {', '.join(allowed)}")
+
+
+def _article(noun: str) -> str:
+    return f"{'an' if noun[:1].lower() in 'aeiou' else 'a'} {noun}"

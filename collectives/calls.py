@@ -1,0 +1,151 @@
+"""The collectives as a user calls them: one signature each, for blocking, asynchronous and prepared calls alike.
+
+All arguments after the array are keyword-only. Arrays are numpy arrays, torch CPU tensors or DLPack objects in CPU
+memory; a result is a new array of the same library and dtype (numpy for DLPack objects), or `out` when that is given.
+`out` may be the input itself (in place), or hold it where the result has it, as a part or as the whole. A list or tuple
+of arrays is one call: the arrays are moved together, and a list of results is returned.
+
+Arguments that all of them take:
+    out          where the result goes; a C-contiguous, writable array of the right shape and dtype
+    algorithm    a name from `collectives.algorithms(collective)`, or "auto"
+    timeout_s    how long nothing may move before DeadlineExceeded; the communicator's own limit by default
+They raise ValueError or TypeError for wrong arguments before anything is sent, and a CollectiveError when the call
+fails; the communicator is then broken on every rank. `op` is sum, prod, min, max, mean, and, or, xor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+__all__ = ["Calls", "Request"]
+
+
+class Request(NamedTuple):
+    """A call, as the user gave it."""
+
+    collective: str
+    x: Any
+    out: Any
+    op: str
+    root: int
+    algorithm: str
+    sizes: tuple[int, ...] | None
+    timeout_s: float | None
+
+
+class Calls:
+    """Every collective; a subclass says in `_call` what calling one means."""
+
+    def _call(self, request: Request) -> Any:
+        raise NotImplementedError
+
+    def all_reduce(
+        self, x: Any, *, op: str = "sum", out: Any = None, algorithm: str = "auto", timeout_s: float | None = None
+    ) -> Any:
+        """The element-wise combination of every rank's `x`, on every rank. Same shape as `x`."""
+        return self._call(Request("all_reduce", x, out, op, -1, algorithm, None, timeout_s))
+
+    def reduce(
+        self,
+        x: Any,
+        *,
+        root: int = 0,
+        op: str = "sum",
+        out: Any = None,
+        algorithm: str = "auto",
+        timeout_s: float | None = None,
+    ) -> Any:
+        """The element-wise combination of every rank's `x`, on `root`; None on the others."""
+        return self._call(Request("reduce", x, out, op, root, algorithm, None, timeout_s))
+
+    def reduce_scatter(
+        self,
+        x: Any,
+        *,
+        op: str = "sum",
+        sizes: Sequence[int] | None = None,
+        out: Any = None,
+        algorithm: str = "auto",
+        timeout_s: float | None = None,
+    ) -> Any:
+        """The combination of every rank's `x`, split along axis 0: rank r gets its r-th part.
+
+        The parts are equal, or have `sizes[r]` rows (the same `sizes` on every rank).
+        """
+        return self._call(Request("reduce_scatter", x, out, op, -1, algorithm, _tuple(sizes), timeout_s))
+
+    def all_gather(
+        self,
+        x: Any,
+        *,
+        sizes: Sequence[int] | None = None,
+        out: Any = None,
+        algorithm: str = "auto",
+        timeout_s: float | None = None,
+    ) -> Any:
+        """Every rank's `x`, concatenated along axis 0 in rank order, on every rank.
+
+        All ranks give the same shape, or rank r gives `sizes[r]` rows (the same `sizes` on every rank).
+        """
+        return self._call(Request("all_gather", x, out, "sum", -1, algorithm, _tuple(sizes), timeout_s))
+
+    def broadcast(
+        self, x: Any, *, root: int = 0, out: Any = None, algorithm: str = "auto", timeout_s: float | None = None
+    ) -> Any:
+        """The root's `x`, on every rank. On the others `x` only gives shape and dtype; it may be `out`."""
+        return self._call(Request("broadcast", x, out, "sum", root, algorithm, None, timeout_s))
+
+    def gather(
+        self,
+        x: Any,
+        *,
+        root: int = 0,
+        sizes: Sequence[int] | None = None,
+        out: Any = None,
+        algorithm: str = "auto",
+        timeout_s: float | None = None,
+    ) -> Any:
+        """Every rank's `x`, concatenated along axis 0 in rank order, on `root`; None on the others."""
+        return self._call(Request("gather", x, out, "sum", root, algorithm, _tuple(sizes), timeout_s))
+
+    def scatter(
+        self,
+        x: Any = None,
+        *,
+        root: int = 0,
+        sizes: Sequence[int] | None = None,
+        out: Any = None,
+        algorithm: str = "auto",
+        timeout_s: float | None = None,
+    ) -> Any:
+        """The r-th part of the root's `x` along axis 0, on rank r. Ranks other than the root must give `out`."""
+        return self._call(Request("scatter", x, out, "sum", root, algorithm, _tuple(sizes), timeout_s))
+
+    def all_to_all(
+        self,
+        x: Any,
+        *,
+        send_sizes: Sequence[int] | None = None,
+        recv_sizes: Sequence[int] | None = None,
+        out: Any = None,
+        algorithm: str = "auto",
+        timeout_s: float | None = None,
+    ) -> Any:
+        """Part j of `x` along axis 0 goes to rank j; the result is what the ranks sent here, concatenated.
+
+        The parts are equal, or `send_sizes[j]` rows go to rank j and `recv_sizes[j]` rows come from it; both are
+        given then.
+        """
+        if (send_sizes is None) != (recv_sizes is None):
+            raise ValueError("all_to_all takes send_sizes and recv_sizes together, or neither")
+        sizes = None if send_sizes is None or recv_sizes is None else (*send_sizes, *recv_sizes)
+        return self._call(Request("all_to_all", x, out, "sum", -1, algorithm, _tuple(sizes), timeout_s))
+
+    def barrier(self, *, algorithm: str = "auto", timeout_s: float | None = None) -> Any:
+        """Returns on each rank once every rank has called it."""
+        return self._call(Request("barrier", (), None, "sum", -1, algorithm, None, timeout_s))
+
+
+def _tuple(sizes: Sequence[int] | None) -> tuple[int, ...] | None:
+    return None if sizes is None else tuple(int(n) for n in sizes)

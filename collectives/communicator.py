@@ -1,0 +1,351 @@
+"""The communicator: ranks 0 to size - 1, and the calls they make together."""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import weakref
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from collectives.buffers import ArrayView, view
+from collectives.calls import Calls, Request
+from collectives.recipe import Operands, Recipe, operands, recipe
+from collectives.work import Work
+from transports.base import Started, Transport
+from transports.errors import CommunicatorBroken
+from transports.failures import Names
+from transports.program import DTYPES
+
+__all__ = ["Communicator"]
+
+_MOST_RECIPES = 4096
+_ALIGN_BYTES = 64
+_PLAIN_KINDS = frozenset("fiubc")  # dtypes whose arrays have the buffer protocol
+
+
+class Communicator(Calls):
+    """Ranks that call collectives together; made by `connect`, `split` or `by_host`.
+
+    Every rank makes the same calls in the same order. A blocking call waits for the asynchronous ones started before.
+    Use one communicator from one thread at a time; threads that work at the same time each take one of their own
+    (`split`). After a failure it is broken: every later call raises CommunicatorBroken with the first cause.
+
+    rank, size    of this process, and how many there are
+    hosts         the ranks of each host, a tuple of tuples
+    timeout_s     how long nothing may move in a call before DeadlineExceeded, unless a call says otherwise
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        names: Names,
+        *,
+        timeout_s: float = 60.0,
+        lanes: int = 1,
+        found: str = "",
+        on_close: Callable[[], None] | None = None,
+    ) -> None:
+        self.rank, self.size, self.hosts = transport.rank, transport.size, transport.hosts
+        self.timeout_s = timeout_s
+        self._transport, self._names, self._lanes, self._found = transport, names, lanes, found
+        self._on_close = on_close
+        self._recipes: dict[Any, tuple[Any, Recipe]] = {}
+        self._scratch: np.ndarray[Any, Any] = np.empty(0, np.uint8)
+        self._pending: list[tuple[Started, Any]] = []
+        self._splits = itertools.count()
+        self._children: weakref.WeakSet[Communicator] = weakref.WeakSet()
+        self._closed = False
+        self.prepare = _Prepared(self)
+        self._started = _StartedCalls(self)
+
+    # ---------------------------------------------------------------- calls
+
+    def all_reduce_async(self, x: Any, **options: Any) -> Work:
+        """`all_reduce` in the background; takes the same arguments."""
+        return self._started.all_reduce(x, **options)
+
+    def reduce_async(self, x: Any, **options: Any) -> Work:
+        """`reduce` in the background; takes the same arguments."""
+        return self._started.reduce(x, **options)
+
+    def reduce_scatter_async(self, x: Any, **options: Any) -> Work:
+        """`reduce_scatter` in the background; takes the same arguments."""
+        return self._started.reduce_scatter(x, **options)
+
+    def all_gather_async(self, x: Any, **options: Any) -> Work:
+        """`all_gather` in the background; takes the same arguments."""
+        return self._started.all_gather(x, **options)
+
+    def broadcast_async(self, x: Any, **options: Any) -> Work:
+        """`broadcast` in the background; takes the same arguments."""
+        return self._started.broadcast(x, **options)
+
+    def gather_async(self, x: Any, **options: Any) -> Work:
+        """`gather` in the background; takes the same arguments."""
+        return self._started.gather(x, **options)
+
+    def scatter_async(self, x: Any = None, **options: Any) -> Work:
+        """`scatter` in the background; takes the same arguments."""
+        return self._started.scatter(x, **options)
+
+    def all_to_all_async(self, x: Any, **options: Any) -> Work:
+        """`all_to_all` in the background; takes the same arguments."""
+        return self._started.all_to_all(x, **options)
+
+    def barrier_async(self, **options: Any) -> Work:
+        """`barrier` in the background; takes the same arguments."""
+        return self._started.barrier(**options)
+
+    def send(self, x: Any, peer: int, *, timeout_s: float | None = None) -> None:
+        """Sends an array to a rank that calls `recv`. Returns when `x` may be changed again."""
+        self._message(True, view(x), peer, timeout_s)
+
+    def recv(self, out: Any, peer: int, *, timeout_s: float | None = None) -> Any:
+        """Receives what `peer` sends next to this rank into `out`, of the same count and dtype; returns `out`."""
+        self._message(False, view(out, out=True), peer, timeout_s)
+        return out
+
+    def _message(self, sends: bool, data: ArrayView, peer: int, timeout_s: float | None) -> None:
+        self._check_open()
+        if not 0 <= peer < self.size or peer == self.rank:
+            raise ValueError(f"peer={peer} is not another rank: this is rank {self.rank} of {self.size}")
+        dtype = DTYPES[data.dtype][0]
+        limit = self._limit(timeout_s)
+        self._transport.message(sends, peer, dtype, data.count, data.nbytes, limit, data.address)
+
+    def _call(self, request: Request) -> Any:
+        x, out = request.x, request.out
+        if out is None or out is x:  # the usual call of a known shape: a look-up and the run
+            try:
+                known = self._recipes.get(_key(request, x, out is x))
+            except (AttributeError, TypeError):
+                known = None
+            if known is not None:
+                compiled, recipe = known
+                data = _fast(x)
+                if data is not None:
+                    make = recipe.makes[0]
+                    result = x if out is x else make() if make is not None else None
+                    self._transport.run(
+                        compiled, self._limit(request.timeout_s), data, _fast(result), self._scratch_for(recipe)
+                    )
+                    return result
+        resolved = self._resolve(request)
+        self._transport.run(resolved.compiled, resolved.timeout_s, *resolved.buffers)
+        return resolved.result
+
+    def _resolve(self, request: Request) -> _Resolved:
+        """Checks a call and makes all that it needs, or finds it."""
+        self._check_open()
+        several = isinstance(request.x, (list, tuple))
+        xs = list(request.x) if several else [request.x]
+        outs = [None] * len(xs) if request.out is None else list(request.out) if several else [request.out]
+        if len(outs) != len(xs):
+            raise ValueError(f"{len(xs)} arrays were given, but {len(outs)} to put the results in")
+        limit = self._limit(request.timeout_s)
+        arrays = [operands(request, x, o, self.rank, self.size) for x, o in zip(xs, outs, strict=True)]
+        if request.collective == "all_to_all":
+            arrays = [_apart(array) for array in arrays]
+
+        key = _key(request, xs[0], outs[0] is xs[0]) if not several else None
+        simple = not several and (outs[0] is None or outs[0] is xs[0]) and _fast(xs[0]) is not None
+        known = self._recipes.get(key) if simple else None
+        if known is None:
+            made = recipe(request, arrays, self.rank, self.size, self.hosts, self._names, self._lanes)
+            known = self._transport.compile(made.program), made
+            if simple:
+                if len(self._recipes) >= _MOST_RECIPES:
+                    self._recipes.clear()
+                self._recipes[key] = known
+        compiled, made = known
+        results: list[Any] = [o if o is not None else a.make() if a.make else None for o, a in zip(outs, arrays, strict=True)]
+        buffers: list[int] = []
+        for array, result in zip(arrays, results, strict=True):
+            out_view = array.result or (view(result) if result is not None else None)
+            buffers.append(array.input.address if array.input else 0)
+            buffers.append(out_view.address if out_view else 0)
+        scratch = self._scratch_for(made)
+        buffers.append(scratch.ctypes.data)
+        if request.collective == "barrier":
+            return _Resolved(compiled, limit, buffers, None, (scratch,))
+        return _Resolved(compiled, limit, buffers, results if several else results[0], (arrays, results, scratch))
+
+    def _scratch_for(self, recipe: Recipe) -> np.ndarray[Any, Any]:
+        """Scratch memory shared by all calls, which never run at the same time; a call keeps the one it began with."""
+        if self._scratch.nbytes < recipe.program.scratch_bytes:
+            raw = np.empty(recipe.program.scratch_bytes + _ALIGN_BYTES, np.uint8)
+            self._scratch = raw[-raw.ctypes.data % _ALIGN_BYTES :]
+        return self._scratch
+
+    def _start(self, request: Request) -> Work:
+        resolved = self._resolve(request)
+        self._pending = [(s, keep) for s, keep in self._pending if not _ended(s)]
+        started = self._transport.start(resolved.compiled, resolved.timeout_s, *resolved.buffers)
+        self._pending.append((started, resolved.keep))
+        return Work(started, resolved.result, f"{request.collective} on rank {self.rank}")
+
+    def _prepare(self, request: Request) -> Callable[[], Any]:
+        r = self._resolve(request)
+        return self._transport.prepare(r.compiled, r.timeout_s, r.result, r.keep, *r.buffers)
+
+    def _limit(self, timeout_s: float | None) -> float:
+        limit = self.timeout_s if timeout_s is None else timeout_s
+        if not limit > 0:
+            raise ValueError(f"timeout_s={limit} must be more than 0 seconds")
+        return limit
+
+    # ---------------------------------------------------------------- groups
+
+    def split(self, *, color: int | None, key: int | None = None) -> Communicator | None:
+        """A communicator of the ranks that give the same `color`, ordered by `key` (by rank when it is None).
+
+        All ranks of this communicator call it. Returns None on a rank whose color is None.
+        """
+        mine = np.array([color is not None, color or 0, self.rank if key is None else key], np.int64)
+        table = self.all_gather(mine[None, :])
+        number = next(self._splits)
+        if color is None:
+            return None
+        members = sorted(
+            (r for r in range(self.size) if table[r, 0] and table[r, 1] == color), key=lambda r: (table[r, 2], r)
+        )
+        return self._child(f"{number}.{color}", members)
+
+    def by_host(self) -> tuple[Communicator, Communicator]:
+        """Two communicators: the ranks of this rank's host, and the ranks with this rank's place on every host.
+
+        Where hosts have different numbers of ranks, the second leaves out the hosts that have no such place.
+        All ranks call it.
+        """
+        number = next(self._splits)
+        host = next(h for h in self.hosts if self.rank in h)
+        place = host.index(self.rank)
+        inside = self._child(f"{number}.host{host[0]}", host)
+        across = self._child(f"{number}.place{place}", [h[place] for h in self.hosts if len(h) > place])
+        return inside, across
+
+    def _child(self, name: str, members: Sequence[int]) -> Communicator:
+        self._check_open()
+        transport = self._transport.split(name, members, list(members).index(self.rank))
+        child = Communicator(
+            transport, self._names, timeout_s=self.timeout_s, lanes=self._lanes, found=f"split of {self._found}"
+        )
+        self._children.add(child)
+        return child
+
+    # ---------------------------------------------------------------- memory and life
+
+    def empty(self, shape: int | Sequence[int], dtype: Any = np.float32) -> np.ndarray[Any, Any]:
+        """A new zeroed array in memory that other ranks on this host can read in place.
+
+        Collectives on such arrays skip the copy into shared memory. Views share it, as does torch.from_numpy(...).
+        """
+        dtype = np.dtype(dtype)
+        shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        self._check_open()
+        nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+        return np.frombuffer(self._transport.empty(nbytes), dtype).reshape(shape)
+
+    def close(self) -> None:
+        """Says goodbye to the peers and gives everything back, sub-communicators too. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        for child in list(self._children):
+            child.close()
+        self._transport.close()
+        self._recipes.clear()
+        self._pending.clear()
+        if self._on_close is not None:
+            self._on_close()
+
+    def __enter__(self) -> Communicator:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        where = "1 host" if len(self.hosts) == 1 else f"{len(self.hosts)} hosts"
+        found = f", found by {self._found}" if self._found else ""
+        state = ", closed" if self._closed else ""
+        return f"<Communicator: rank {self.rank} of {self.size} on {where}, {self._transport.describe()}{found}{state}>"
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise CommunicatorBroken("the communicator was closed before this call")
+
+
+class _Resolved:
+    """A call that only needs to run."""
+
+    __slots__ = ("buffers", "compiled", "keep", "result", "timeout_s")
+
+    def __init__(self, compiled: Any, timeout_s: float, buffers: list[int], result: Any, keep: Any) -> None:
+        self.compiled, self.timeout_s, self.buffers, self.result, self.keep = compiled, timeout_s, buffers, result, keep
+
+
+class _StartedCalls(Calls):
+    """Calls that return a Work."""
+
+    def __init__(self, owner: Communicator) -> None:
+        self._owner = weakref.ref(owner)
+
+    def _call(self, request: Request) -> Work:
+        owner = self._owner()
+        assert owner is not None
+        return owner._start(request)
+
+
+class _Prepared(Calls):
+    """Calls that return a function: everything is resolved once, and each `function()` only runs."""
+
+    def __init__(self, owner: Communicator) -> None:
+        self._owner = weakref.ref(owner)
+
+    def _call(self, request: Request) -> Callable[[], Any]:
+        owner = self._owner()
+        assert owner is not None
+        return owner._prepare(request)
+
+
+def _key(request: Request, x: Any, in_place: bool) -> tuple[Any, ...]:
+    return (
+        request.collective, x.shape, x.dtype, in_place, request.op, request.root, request.algorithm, request.sizes,
+    )  # fmt: skip
+
+
+def _fast(x: Any) -> Any:
+    """What the engine takes for an array without a closer look: an address or the array; None if it needs one."""
+    if type(x) is np.ndarray:
+        return x if x.flags.c_contiguous and x.flags.writeable and x.dtype.kind in _PLAIN_KINDS else None
+    if x is None:
+        return 0
+    data_ptr = getattr(x, "data_ptr", None)
+    if data_ptr is None or not x.is_contiguous() or x.device.type != "cpu":
+        return None
+    return data_ptr()
+
+
+def _apart(array: Operands) -> Operands:
+    """With its input copied when the result overlaps it: all_to_all has no order that could work in place."""
+    x, out = array.input, array.result
+    if x is None or out is None or x.address + x.nbytes <= out.address or out.address + out.nbytes <= x.address:
+        return array
+    copy = np.empty(x.nbytes, np.uint8)
+    ctypes.memmove(copy.ctypes.data, x.address, x.nbytes)
+    return array._replace(input=x._replace(array=copy, address=copy.ctypes.data))
+
+
+def _ended(started: Started) -> bool:
+    try:
+        return started.wait(0.0)
+    except Exception:
+        return True
+

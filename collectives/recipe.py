@@ -1,0 +1,204 @@
+"""From a call's arguments to something that can run: shapes checked, places found, plan chosen, program built.
+
+All that depends on the arguments alone is done here, once per shape; the communicator keeps the result.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from collectives.buffers import ArrayView, check_op, empty, view
+from collectives.calls import Request
+from collectives.choose import choose
+from collectives.lower import ArrayLayout, lower
+from collectives.plan import COLLECTIVES, Hosts, plan
+from collectives.verify import verify
+from transports.failures import Names
+from transports.program import DTYPES, OPS, Action, Call, Place, Program, build
+
+__all__ = ["Operands", "Recipe", "operands", "recipe"]
+
+COLLECTIVE_NUMBERS = {name: number for number, name in enumerate(COLLECTIVES)}
+_REDUCING = frozenset({"all_reduce", "reduce", "reduce_scatter"})
+_proved: set[object] = set()
+
+
+class Operands(NamedTuple):
+    """One array of a call. Rank-local: `input` or `result` is None where this rank gives or gets nothing."""
+
+    input: ArrayView | None
+    result: ArrayView | None
+    blocks: tuple[int, ...]  # elements of each block of the plan
+    model: ArrayView  # dtype
+    make: Callable[[], Any] | None  # makes the result when no `out` was given
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What one shape of call needs: the program, and how results are made (None: no result on this rank)."""
+
+    program: Program
+    makes: tuple[Callable[[], Any] | None, ...]
+
+
+def operands(request: Request, x: Any, out: Any, rank: int, size: int) -> Operands:
+    """Checks one array and its `out`. Raises ValueError or TypeError; nothing has been sent yet."""
+    name, root = request.collective, request.root
+    spec = COLLECTIVES[name]
+    if spec.rooted and not 0 <= root < size:
+        raise ValueError(f"root={root} is not a rank: this communicator has ranks 0 to {size - 1}")
+    gives = len(spec.inputs(rank, size, root)) > 0
+    gets = len(spec.outputs(rank, size, root)) > 0
+    if name == "scatter" and not gives:
+        if out is None:
+            raise ValueError(f"rank {rank} is not the root: scatter needs out= to know the shape and dtype of its part")
+        x = out
+    given = view(x)
+    blocks, shape = _shapes(request, given, rank, size, out)
+    if name in _REDUCING:
+        check_op(request.op, given)
+    if not gets:
+        return Operands(given, None, blocks, given, None)
+    if out is None:
+        return Operands(given if gives else None, None, blocks, given, empty(x, shape))
+    result = view(out, out=True)
+    if result.shape != shape or result.dtype_name != given.dtype_name:
+        raise ValueError(
+            f"out has shape {result.shape} and dtype {result.dtype_name}, but the result of {name} has shape "
+            f"{shape} and dtype {given.dtype_name}"
+        )
+    return Operands(given if gives else None, result, blocks, given, None)
+
+
+def _shapes(
+    request: Request, x: ArrayView, rank: int, size: int, out: Any
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The elements of every block, and the shape of the result on a rank that gets one."""
+    name, sizes = request.collective, request.sizes
+    if name in ("all_reduce", "reduce", "broadcast"):
+        return (x.count,), x.shape
+    rows, rest = (x.shape[0], x.shape[1:]) if x.shape else (1, ())
+    row = x.count // rows if rows else _product(rest)
+    if name in ("all_gather", "gather"):
+        rows_of = _checked(request, sizes, size, rows, rank) or (rows,) * size
+        return tuple(n * row for n in rows_of), (sum(rows_of), *rest)
+    if name == "all_to_all":
+        if sizes is None:
+            part = _even(name, rows, size)
+            return (part * row,) * (2 * size), x.shape
+        if len(sizes) != 2 * size or min(sizes) < 0 or sum(sizes[:size]) != rows:
+            raise ValueError(
+                f"send_sizes and recv_sizes must have {size} sizes each, and send_sizes add up to the {rows} rows of x"
+            )
+        return tuple(n * row for n in sizes), (sum(sizes[size:]), *rest)
+    scattered_here = name == "reduce_scatter" or rank == request.root
+    if scattered_here:
+        if sizes is None:
+            sizes = (_even(name, rows, size),) * size
+        elif len(sizes) != size or min(sizes) < 0 or sum(sizes) != rows:
+            raise ValueError(f"sizes={sizes} must be {size} sizes that add up to the {rows} rows of x")
+    else:
+        sizes = _checked(request, sizes, size, rows, rank) or (rows,) * size
+    return tuple(n * row for n in sizes), (sizes[rank], *rest)
+
+
+def _checked(
+    request: Request, sizes: tuple[int, ...] | None, size: int, rows: int, rank: int
+) -> tuple[int, ...] | None:
+    if sizes is not None and (len(sizes) != size or min(sizes) < 0 or sizes[rank] != rows):
+        raise ValueError(
+            f"sizes={sizes} must be {size} sizes, of which sizes[{rank}] is the {rows} rows of this rank's array"
+        )
+    return sizes
+
+
+def _even(name: str, rows: int, size: int) -> int:
+    if rows % size:
+        how = "send_sizes= and recv_sizes=" if name == "all_to_all" else "sizes="
+        raise ValueError(f"{name} cannot split {rows} rows evenly over {size} ranks; give {how}")
+    return rows // size
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    total = 1
+    for n in shape:
+        total *= n
+    return total
+
+
+def recipe(
+    request: Request, arrays: list[Operands], rank: int, size: int, hosts: Hosts, names: Names, lanes: int
+) -> Recipe:
+    """The program of a call on these arrays (one, or a list's). Proves the plan first if it is a user's own.
+
+    Buffers of the program: for array i, 2i is its input and 2i + 1 its result; the last one is scratch.
+    """
+    name = request.collective
+    total_bytes = sum(_whole(name, a.blocks, size) * a.model.item_bytes for a in arrays)
+    algorithm = choose(name, total_bytes, size, hosts) if request.algorithm == "auto" else request.algorithm
+    root = request.root if COLLECTIVES[name].rooted else 0
+    the_plan = plan(name, algorithm, size, root, hosts if len(hosts) > 1 else None)
+    if not the_plan.builtin and the_plan not in _proved:
+        verify(the_plan)
+        _proved.add(the_plan)
+
+    actions: list[Action] = []
+    scratch_buffer, scratch_bytes = 2 * len(arrays), 0
+    for i, array in enumerate(arrays):
+        layout = _layout(request, array, i, Place(scratch_buffer, scratch_bytes))
+        more, used = lower(the_plan, rank, layout, stripes=lanes)
+        actions += more
+        scratch_bytes += used
+    call = _fingerprint(request, arrays, size, root, names.algorithm(algorithm))
+    program = build(
+        actions, call, buffers=scratch_buffer + 1, scratch_bytes=scratch_bytes,
+        divisor=size if request.op == "mean" else 1,
+    )  # fmt: skip
+    return Recipe(program, tuple(array.make for array in arrays))
+
+
+def _whole(collective: str, blocks: tuple[int, ...], size: int) -> int:
+    """Elements of the array a collective is about: half the blocks of all_to_all are what comes back."""
+    return sum(blocks[:size]) if collective == "all_to_all" else sum(blocks)
+
+
+def _layout(request: Request, array: Operands, index: int, scratch: Place) -> ArrayLayout:
+    model = array.model
+    dtype, item_bytes, blocks = DTYPES[model.dtype][0], model.item_bytes, array.blocks
+    if model.dtype == "bytes":
+        blocks, item_bytes = tuple(n * item_bytes for n in blocks), 1
+    mine, result = Place(2 * index, 0), Place(2 * index + 1, 0)
+    if array.input is not None and array.result is not None:
+        mine, result = _places(array.input, array.result, mine, result)
+    op = "sum" if request.op == "mean" else request.op
+    return ArrayLayout(blocks, item_bytes, dtype, OPS[op], request.op == "mean", mine, result, scratch)
+
+
+def _places(x: ArrayView, out: ArrayView, mine: Place, result: Place) -> tuple[Place, Place]:
+    """The two places as offsets in one buffer where the arrays share memory."""
+    if x.address == out.address:
+        return (result, result) if x.nbytes <= out.nbytes else (mine, mine)
+    if out.address < x.address < out.address + out.nbytes:
+        return Place(result.buffer, x.address - out.address), result
+    if x.address < out.address < x.address + x.nbytes:
+        return mine, Place(mine.buffer, out.address - x.address)
+    return mine, result
+
+
+def _fingerprint(request: Request, arrays: list[Operands], size: int, root: int, algorithm: int) -> Call:
+    """What all ranks must agree on. `extra` covers uneven sizes and the parts of a list."""
+    name = request.collective
+    parts = [(a.model.dtype_name, _whole(name, a.blocks, size)) for a in arrays]
+    if name == "all_to_all" and request.sizes is not None:
+        parts = [(dtype, 0) for dtype, _ in parts]  # every rank has sizes of its own
+    uneven = None if name == "all_to_all" else request.sizes
+    extra = zlib.crc32(repr((parts, uneven)).encode()) if len(arrays) > 1 or uneven else 0
+    op = OPS.get(request.op, len(OPS)) if name in _REDUCING else 0
+    dtype = DTYPES[arrays[0].model.dtype][0] if arrays else 0
+    count = sum(n for _, n in parts)
+    if dtype == DTYPES["bytes"][0]:
+        count *= arrays[0].model.item_bytes
+    return Call(COLLECTIVE_NUMBERS[name], dtype, op, root if COLLECTIVES[name].rooted else -1, count, algorithm, extra)

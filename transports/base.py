@@ -1,0 +1,83 @@
+"""What a transport is: it runs programs on the memory of one rank, in concert with the other ranks.
+
+[Note: transports and threads] Calls on one transport object take their turns: a blocking call waits for those started
+before it. Two threads that call at the same time on one object race for whose call comes first, and the ranks may then
+disagree; give each thread a communicator of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from transports.program import Program
+
+__all__ = ["Buffer", "Compiled", "Started", "Transport"]
+
+Compiled = Any
+"""What a transport made of a program; good for that transport only."""
+
+Buffer = Any
+"""An address (int), or a C-contiguous array with the buffer protocol. The caller keeps it alive until the call ends."""
+
+
+class Started(Protocol):
+    """A call in progress."""
+
+    def wait(self, wait_s: float) -> bool:
+        """True once the call has ended; False when it has not after `wait_s` seconds. Raises the call's failure."""
+        ...
+
+
+class Transport(Protocol):
+    """One rank's part of a communicator's data path.
+
+    After `run` returned, the buffers hold the result and belong to the caller. After it raised, the transport is
+    broken, outputs hold anything, and no thread touches the buffers any more. The timeout is a limit on time without
+    progress, in seconds.
+    """
+
+    rank: int
+    size: int
+    hosts: tuple[tuple[int, ...], ...]
+
+    def compile(self, program: Program) -> Compiled:
+        """Makes a program ready to run, and connects the lanes it needs. Every rank compiles before it runs.
+
+        Raises a CollectiveError when a peer cannot be reached; the transport is broken then.
+        """
+        ...
+
+    def run(self, compiled: Compiled, timeout_s: float, *buffers: Buffer) -> None:
+        """Runs a program on the caller's thread; raises a CollectiveError, or KeyboardInterrupt."""
+        ...
+
+    def start(self, compiled: Compiled, timeout_s: float, *buffers: Buffer) -> Started:
+        """Runs a program in the background, after the ones started before."""
+        ...
+
+    def prepare(
+        self, compiled: Compiled, timeout_s: float, result: Any, keep: Any, *buffers: Buffer
+    ) -> Callable[[], Any]:
+        """A function that runs a program on these buffers and returns `result`; it keeps `keep` alive."""
+        ...
+
+    def message(self, sends: bool, peer: int, dtype: int, count: int, nbytes: int, timeout_s: float, data: Buffer) -> None:
+        """Sends one message to the peer, or receives one; in order per pair and direction."""
+        ...
+
+    def empty(self, nbytes: int) -> memoryview:
+        """Memory that collectives can read in place from other ranks, where the transport has such; zeroed."""
+        ...
+
+    def split(self, name: str, members: Sequence[int], rank: int) -> Transport:
+        """The transport of a sub-communicator of these ranks (of this one); every member calls it with this name."""
+        ...
+
+    def describe(self) -> str:
+        """In a few words, for `repr`."""
+        ...
+
+    def close(self) -> None:
+        """Says goodbye and gives everything back. Idempotent. A call in another thread ends with an error."""
+        ...

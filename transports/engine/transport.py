@@ -1,0 +1,216 @@
+"""The engine as a transport: programs compiled and connected once, failures turned into exceptions."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import weakref
+import zlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from transports.base import Buffer
+from transports.endpoint import Endpoint
+from transports.engine import _engine
+from transports.engine.links import Links
+from transports.errors import CommunicatorBroken, DeadlineExceeded, PeerLostError
+from transports.failures import FailureKind, Names, exception
+from transports.program import Program
+
+__all__ = ["EngineTransport"]
+
+_MESSAGE_LANE = 31
+# Idle polls before a waiting rank lets others run. More of them pay only while every rank has a core to itself.
+_SPINS, _SPINS_SHARED = 100, 20
+
+
+class EngineTransport:
+    """One communicator of the engine. See transports/base.py for the contract.
+
+    transport    "auto": shared memory within a host, TCP between hosts; "shm", "tcp": that one only
+    ring_bytes   size of one direction of a shared-memory lane, a power of two
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        members: Sequence[int],
+        rank: int,
+        names: Names,
+        *,
+        name: str = "world",
+        transport: str = "auto",
+        ring_bytes: int = 256 << 10,
+        epoch: int = 0,
+        join_timeout_s: float = 60.0,
+    ) -> None:
+        self.rank, self.size = rank, len(members)
+        self._endpoint, self._members, self._names, self._name = endpoint, tuple(members), names, name
+        self._options: dict[str, Any] = {
+            "transport": transport, "ring_bytes": ring_bytes, "epoch": epoch, "join_timeout_s": join_timeout_s,
+        }  # fmt: skip
+        of_world = {world: i for i, world in enumerate(members)}
+        local = [tuple(of_world[w] for w in host if w in of_world) for host in endpoint.hosts]
+        self.hosts = tuple(sorted(host for host in local if host))
+        on_this_host = sum(endpoint.same_host(w) for w in range(endpoint.size))
+        spins = _SPINS if on_this_host <= len(os.sched_getaffinity(0)) else _SPINS_SHARED
+        self._engine = _engine.Engine(self.rank, self.size, zlib.crc32(name.encode()), epoch, spins)
+        self._links = Links(
+            self._engine, endpoint, name, members, rank, transport=transport, ring_bytes=ring_bytes
+        )
+        self._join_timeout_s = join_timeout_s
+        self._messages: dict[tuple[bool, int, int, int, int], Any] = {}
+        self._reported = False
+        self._closed = False
+
+    # ---------------------------------------------------------------- running
+
+    def compile(self, program: Program) -> _Compiled:
+        native = _engine.make_program(
+            program.steps, program.dependencies, list(program.call), program.buffers, program.divisor
+        )
+        self._connect(program.channels())
+        return _Compiled(program, native)
+
+    def run(self, compiled: _Compiled, timeout_s: float, *buffers: Buffer) -> None:
+        if self._engine.run(compiled.native, timeout_s, *buffers):
+            self.raise_failure(compiled.program)
+
+    def start(self, compiled: _Compiled, timeout_s: float, *buffers: Buffer) -> _Started:
+        if self.failed:
+            self.raise_failure(compiled.program)
+        return _Started(self, compiled.program, self._engine.start(compiled.native, timeout_s, *buffers))
+
+    def prepare(
+        self, compiled: _Compiled, timeout_s: float, result: Any, keep: Any, *buffers: Buffer
+    ) -> Callable[[], Any]:
+        def on_failure(kind: int) -> None:
+            self.raise_failure(compiled.program)
+
+        return self._engine.prepare(compiled.native, timeout_s, result, keep, on_failure, *buffers)
+
+    def message(
+        self, sends: bool, peer: int, dtype: int, count: int, nbytes: int, timeout_s: float, data: Buffer
+    ) -> None:
+        key = (sends, peer, dtype, count, nbytes)
+        program = self._messages.get(key)
+        if program is None:
+            self._connect({(peer, _MESSAGE_LANE)})
+            program = self._messages[key] = _engine.make_message(sends, peer, dtype, count, nbytes)
+        if self._engine.run(program, timeout_s, data):
+            self.raise_failure(None, f"{'send to' if sends else 'recv from'} rank {peer}")
+
+    def empty(self, nbytes: int) -> memoryview:
+        fd = os.memfd_create("treering-buffer", os.MFD_CLOEXEC)
+        try:
+            os.posix_fallocate(fd, 0, max(nbytes, 1))
+            memory = mmap.mmap(fd, max(nbytes, 1))
+        except BaseException:
+            os.close(fd)
+            raise
+        array = np.frombuffer(memory, np.uint8)
+        region = self._engine.add_region(array.ctypes.data, len(memory), fd)  # owns the descriptor now
+        weakref.finalize(memory, _drop_region, weakref.ref(self._engine), region)
+        return memoryview(array)[:nbytes]
+
+    def _connect(self, channels: set[tuple[int, int]]) -> None:
+        try:
+            self._links.ensure(channels, self._join_timeout_s)
+        except BaseException as error:
+            # The others must not wait for us: whoever is connected hears why.
+            kind = FailureKind.LOST if isinstance(error, PeerLostError) else FailureKind.INTERRUPTED
+            if isinstance(error, DeadlineExceeded):
+                kind = FailureKind.DEADLINE
+            self._engine.fail(kind, self.rank, 0, self._join_timeout_s, self._engine.seq)
+            raise
+
+    # ---------------------------------------------------------------- failing
+
+    def raise_failure(self, program: Program | None, doing: str = "") -> None:
+        """Raises what broke the communicator: the cause itself the first time, CommunicatorBroken from then on."""
+        failure = self._engine.failure()
+        assert failure is not None
+        culprit = failure["culprit"]
+        who = ""
+        if 0 <= culprit < self.size:
+            card = self._endpoint.cards[self._members[culprit]]
+            who = f" (process {card['pid']} on {card['host']})"
+        step = ""
+        if program is not None:
+            doing = self._names.call({**program.call._asdict(), "seq": self._engine.seq, "point_to_point": 0})
+            step = program.describe(self._engine.failed_step)
+        cause = exception(failure, self._names, self.rank, doing=doing, step=step, who=who)
+        if self._closed:
+            raise CommunicatorBroken("the communicator was closed before this call")
+        if self._reported and failure["kind"] != FailureKind.FORKED:
+            raise CommunicatorBroken(f"the communicator is broken since an earlier call: {cause}") from cause
+        self._reported = True
+        raise cause
+
+    @property
+    def failed(self) -> bool:
+        """Whether the communicator is broken or closed."""
+        return self._engine.failure() is not None
+
+    # ---------------------------------------------------------------- life
+
+    @property
+    def bytes_sent(self) -> int:
+        """Payload bytes this rank has sent so far, and of these `bytes_direct` were read in place by the peer."""
+        return self._engine.bytes_sent
+
+    @property
+    def bytes_direct(self) -> int:
+        """See `bytes_sent`."""
+        return self._engine.bytes_direct
+
+    def split(self, name: str, members: Sequence[int], rank: int) -> EngineTransport:
+        world = [self._members[member] for member in members]
+        return EngineTransport(
+            self._endpoint, world, rank, self._names, name=f"{self._name}/{name}", **self._options
+        )
+
+    def describe(self) -> str:
+        if self.size == 1:
+            return "alone"
+        used = {"shared memory" if self._links.shared_memory(p) else "TCP" for p in range(self.size) if p != self.rank}
+        return " and ".join(sorted(used, reverse=True))
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._links.close()
+            self._engine.close()
+
+    def forked(self) -> None:
+        """In a forked child: drops the descriptors, so that peers do not take the child for its parent."""
+        self._engine.forked()
+
+
+class _Compiled(NamedTuple):
+    program: Program
+    native: Any
+
+
+class _Started:
+    """A call on the progress thread."""
+
+    def __init__(self, owner: EngineTransport, program: Program, call: Any) -> None:
+        self._owner, self._program, self._call = owner, program, call
+
+    def wait(self, wait_s: float) -> bool:
+        if not self._call.wait(wait_s):
+            return False
+        if self._call.result:
+            self._owner.raise_failure(self._program)
+        return True
+
+
+def _drop_region(engine: weakref.ref[Any], region: int) -> None:
+    alive = engine()
+    if alive is not None:
+        alive.drop_region(region)
+
+
