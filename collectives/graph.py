@@ -10,6 +10,7 @@ transfer is its round.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -47,129 +48,144 @@ def where(end: End) -> str:
 
 
 def build(plan: Plan) -> Graph:
-    """The graph of a plan. Raises PlanError when steps are malformed, do not match, or wait for each other in
-    a circle.
+    """The graph of a plan: a microsecond or two per step.
 
-    Takes about a microsecond per step: the loop is written out, since proofs of many ranks and roots run
-    through it.
+    Raises PlanError when steps are malformed, do not match, or wait for each other in a circle.
+    """
+    if not plan.builtin:
+        _check_types(plan)
+    ends, nodes, after, waits = _match(plan)
+    for rank in range(plan.size):
+        _order_chunks(plan.steps(rank), nodes[rank], after, waits)
+    order, rounds = _sort(ends, after, waits)
+    return Graph(plan, ends, order, rounds)
+
+
+_Ends = list[tuple[End, End | None]]
+
+
+def _check_types(plan: Plan) -> None:
+    """A user's generator can yield anything."""
+    for rank in range(plan.size):
+        for index, step in enumerate(cast("tuple[object, ...]", plan.steps(rank))):
+            if not isinstance(step, (Send, Recv, RecvReduce, Copy, Reduce)):
+                raise PlanError(f"rank {rank}, step {index}: {step!r} is not a step")
+            if not all(isinstance(field, int) for field in cast("tuple[object, ...]", step)):
+                raise PlanError(f"{where((rank, index, step))}: the fields of a step are Python integers")
+
+
+def _match(plan: Plan) -> tuple[_Ends, list[list[int]], list[list[int]], list[int]]:
+    """Joins sends with receives: the ends of every node, the nodes of each rank's steps, the lanes' edges.
+
+    Edges are kept as the nodes that come `after` a node, and the number that a node still `waits` for.
     """
     size, lanes, data = plan.size, plan.lanes, plan.blocks * plan.chunks
     # In an all-to-all the block numbers at the two ends differ by design; elsewhere a chunk keeps its number.
-    sizes = plan.chunks if plan.collective == "all_to_all" else data
-    first: list[End] = []
-    second: list[End | None] = []
+    pieces = plan.chunks if plan.collective == "all_to_all" else data
+    firsts: list[End] = []
+    seconds: list[End | None] = []
+    nodes: list[list[int]] = []
     after: list[list[int]] = []
     waits: list[int] = []
     wire: dict[int, deque[int]] = {}
     newest: dict[int, int] = {}
     for rank in range(size):
-        writer: dict[int, int] = {}
-        readers: dict[int, list[int]] = {}
-        index, step = -1, None
-        try:
-            for index, step in enumerate(
-                cast("tuple[object, ...]", plan.steps(rank))
-            ):  # a user's, so unknown
-                kind = type(step)
-                if isinstance(step, (Send, Recv, RecvReduce)):
-                    end: End = (rank, index, step)
-                    peer, chunk, count, lane = step[:4]
-                    if not (
-                        0 <= peer < size
-                        and peer != rank
-                        and 0 <= lane < lanes
-                        and count > 0
-                        and chunk >= 0
-                        and chunk % data + count <= data
-                    ):
-                        raise _malformed(plan, end)
-                    pair = rank * size + peer if kind is Send else peer * size + rank
-                    key = pair * lanes + lane
-                    if rank < peer:  # the peer comes later and takes the node from the wire
-                        node = len(first)
-                        first.append(end)
-                        second.append(None)
-                        queue = wire.get(key)
-                        if queue is None:
-                            wire[key] = deque((node,))
-                            waits.append(0)
-                        else:
-                            queue.append(node)
-                            after[newest[key]].append(node)
-                            waits.append(1)
-                        newest[key] = node
-                        after.append([])
-                    else:
-                        queue = wire.get(key)
-                        if not queue:
-                            raise _unmatched(plan, end)
-                        node = queue.popleft()
-                        other = first[node][2]
-                        if other[2] != count or (other[1] - chunk) % sizes:
-                            raise _unequal(first[node], end)
-                        second[node] = end
-                    target = chunk
-                    source = chunk if kind is Send else -1
-                elif isinstance(step, (Copy, Reduce)):
-                    end = (rank, index, step)
-                    source, target, count = step[:3]
-                    if not (
-                        min(source, target) >= 0
-                        and count > 0
-                        and max(source % data, target % data) + count <= data
-                        and (source - target) % sizes == 0
-                        and abs(source - target) >= count
-                    ):
-                        raise _malformed(plan, end)
-                    node = len(first)
-                    first.append(end)
-                    second.append(None)
-                    waits.append(0)
-                    after.append([])
+        steps = plan.steps(rank)
+        mine: list[int] = []
+        nodes.append(mine)
+        for index, step in enumerate(steps):
+            end = (rank, index, step)
+            kind = type(step)
+            if kind is Send or kind is Recv or kind is RecvReduce:
+                peer, chunk, count, lane = cast("Send", step)[:4]
+                if not (
+                    0 <= peer < size
+                    and peer != rank
+                    and 0 <= lane < lanes
+                    and 0 < count <= data - chunk % data
+                    and chunk >= 0
+                ):
+                    raise _malformed(plan, end)
+                key = (rank * size + peer if kind is Send else peer * size + rank) * lanes + lane
+                if rank > peer:  # the peer has been here and left its end of the node
+                    queue = wire.get(key)
+                    if not queue:
+                        raise _unmatched(plan, end)
+                    node = queue.popleft()
+                    other = firsts[node][2]
+                    if other[2] != count or (other[1] - chunk) % pieces:
+                        raise _unequal(firsts[node], end)
+                    seconds[node] = end
+                    mine.append(node)
+                    continue
+            else:
+                source, target, count = cast("Copy", step)[:3]
+                if not (
+                    source >= 0
+                    and target >= 0
+                    and 0 < count <= data - max(source % data, target % data)
+                    and (source - target) % pieces == 0
+                    and abs(source - target) >= count
+                ):
+                    raise _malformed(plan, end)
+                key = -1
+            node = len(firsts)
+            mine.append(node)
+            firsts.append(end)
+            seconds.append(None)
+            after.append([])
+            waits.append(0)
+            if key >= 0:
+                if key in wire:
+                    after[newest[key]].append(node)
+                    waits[node] = 1
+                    wire[key].append(node)
                 else:
-                    raise PlanError(f"rank {rank}, step {index}: {step!r} is not a step")
-
-                if source >= 0:
-                    for c in range(source, source + count):
-                        last = writer.get(c)
-                        if last is not None:
-                            after[last].append(node)
-                            waits[node] += 1
-                        since = readers.get(c)
-                        if since is None:
-                            readers[c] = [node]
-                        else:
-                            since.append(node)
-                if kind is not Send:
-                    for c in range(target, target + count):
-                        since = readers.pop(c, None)
-                        if since is not None:
-                            for reader in since:
-                                after[reader].append(node)
-                            waits[node] += len(since)
-                        else:
-                            last = writer.get(c)
-                            if last is not None:
-                                after[last].append(node)
-                                waits[node] += 1
-                        writer[c] = node
-        except TypeError as error:
-            raise PlanError(
-                f"rank {rank}, step {index}: {step!r} cannot be read as a step: {error}"
-            ) from error
+                    wire[key] = deque((node,))
+                newest[key] = node
     for queue in wire.values():
         if queue:
-            raise _unmatched(plan, first[queue[0]])
-    ends = [
-        (b, a) if b is not None and type(b[2]) is Send else (a, b) for a, b in zip(first, second, strict=True)
+            raise _unmatched(plan, firsts[queue[0]])
+    ends: _Ends = [
+        (b, a) if b is not None and type(b[2]) is Send else (a, b)
+        for a, b in zip(firsts, seconds, strict=True)
     ]
-    order, rounds = _sort(ends, after, waits)
-    return Graph(plan, ends, order, rounds)
+    return ends, nodes, after, waits
 
 
-def _sort(
-    ends: list[tuple[End, End | None]], after: list[list[int]], waits: list[int]
-) -> tuple[list[int], list[int]]:
+def _order_chunks(steps: Sequence[Step], nodes: list[int], after: list[list[int]], waits: list[int]) -> None:
+    """Adds the edges between one rank's steps that touch the same chunk, unless both only read it."""
+    writer: dict[int, int] = {}
+    readers: dict[int, list[int]] = {}
+    for step, node in zip(steps, nodes, strict=True):
+        kind = type(step)
+        count = step[2]
+        if kind is Send or kind is Copy or kind is Reduce:
+            read = step[1] if kind is Send else step[0]
+            for chunk in (read,) if count == 1 else range(read, read + count):
+                if chunk in writer:
+                    after[writer[chunk]].append(node)
+                    waits[node] += 1
+                if chunk in readers:
+                    readers[chunk].append(node)
+                else:
+                    readers[chunk] = [node]
+            if kind is Send:
+                continue
+        written = step[1]  # the chunk of a Recv, the target of a Copy
+        for chunk in (written,) if count == 1 else range(written, written + count):
+            since = readers.pop(chunk, None)
+            if since is not None:  # who read it has waited for who wrote it
+                for reader in since:
+                    after[reader].append(node)
+                waits[node] += len(since)
+            elif chunk in writer:
+                after[writer[chunk]].append(node)
+                waits[node] += 1
+            writer[chunk] = node
+
+
+def _sort(ends: _Ends, after: list[list[int]], waits: list[int]) -> tuple[list[int], list[int]]:
     rounds = [0] * len(ends)
     waits = waits.copy()
     order = [node for node, count in enumerate(waits) if not count]
@@ -231,7 +247,7 @@ def _unequal(a: End, b: End) -> PlanError:
     )
 
 
-def _circle(ends: list[tuple[End, End | None]], after: list[list[int]], stuck: set[int]) -> PlanError:
+def _circle(ends: _Ends, after: list[list[int]], stuck: set[int]) -> PlanError:
     """Follows the nodes that wait for one another round the circle, and says what each waits for."""
     before = {later: node for node in stuck for later in after[node] if later in stuck}
     node, seen = min(stuck), set[int]()

@@ -4,6 +4,27 @@ They import `collectives.plan` and each other, and know nothing of arrays, trans
 states the rounds and the bytes that the proof must find (n ranks, L = ceil(log2 n)); a test holds them to it.
 """
 
-from collectives.algorithms import direct, ring, two_tree
+# The order is that of registration, and so of `algorithms(collective)`.
+from collectives.algorithms import (  # noqa: I001
+    direct,
+    ring,
+    recursive_doubling,
+    halving_doubling,
+    binomial,
+    two_tree,
+    scatter_all_gather,
+    hierarchical,
+    barrier,
+)
 
-__all__ = ["direct", "ring", "two_tree"]
+__all__ = [
+    "barrier",
+    "binomial",
+    "direct",
+    "halving_doubling",
+    "hierarchical",
+    "recursive_doubling",
+    "ring",
+    "scatter_all_gather",
+    "two_tree",
+]

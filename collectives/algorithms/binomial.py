@@ -1,0 +1,60 @@
+"""Binomial tree: every rank that has the data passes it on, so that their number doubles each time.
+
+root 0 of 8:     0 --> 4                      The farthest first. Ranks beyond a power of two are the last
+to 0 --> 2, 4 --> 6             get it, from the neighbour that they are paired with (see fold.py); 0 -->
+1, 2 --> 3, 4 --> 5,   a root in such a pair takes the lead in it. 6 --> 7
+"""
+
+from __future__ import annotations
+
+from collectives.algorithms.fold import at, position, positions
+from collectives.plan import Recv, RecvReduce, Send, Steps, algorithm
+
+
+@algorithm("broadcast", "binomial")
+def broadcast(rank: int, size: int, root: int) -> Steps:
+    """Down the tree; the drawing is at the head of this file.
+
+    rounds: L
+    sent <= L
+    Wins for small arrays: the fewest exchanges. Every byte leaves the root up to L times, so it loses for
+    large ones. Source: the classic; analysed by Thakur, Rabenseifner and Gropp (IJHPCA 19(1), 2005).
+    """
+    parent, children = neighbours(rank, size, root)
+    if parent is not None:
+        yield Recv(parent, 0)
+    for child in reversed(children):
+        yield Send(child, 0)
+
+
+@algorithm("reduce", "binomial")
+def reduce(rank: int, size: int, root: int) -> Steps:
+    """Up the tree: neighbours are combined first, in rank order, so the order is canonical for every root.
+
+    rounds: L
+    sent: min(1, n-1)
+    Wins for small arrays: the fewest exchanges.
+    Source: the classic; analysed by Thakur, Rabenseifner and Gropp (IJHPCA 19(1), 2005).
+    """
+    parent, children = neighbours(rank, size, root)
+    for child in children:
+        yield RecvReduce(child, 0, local_first=rank < child)
+    if parent is not None:
+        yield Send(parent, 0)
+
+
+def neighbours(rank: int, size: int, root: int) -> tuple[int | None, list[int]]:
+    """Parent and children, the nearest child first."""
+
+    def leader(place: int) -> int:
+        return root if place == top else at(place, size)[0]
+
+    top, here = position(root, size), position(rank, size)
+    if rank != leader(here):
+        return leader(here), []
+    children = [mate for mate in at(here, size) if mate != rank]
+    distance = 1
+    while distance < positions(size) and not (here ^ top) & distance:
+        children.append(leader(here ^ distance))
+        distance *= 2
+    return (None if here == top else leader(here ^ distance)), children
