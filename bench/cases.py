@@ -7,13 +7,14 @@ both. For the collectives that cut it into one block per rank, nccl-tests' `coun
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
-
-from collectives import Communicator
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from . import check
 from .arrays import memory, wrap
 from .check import Source, count_wrong, fill
+
+if TYPE_CHECKING:
+    from collectives import Communicator
 
 
 class Traits(NamedTuple):

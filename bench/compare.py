@@ -34,7 +34,7 @@ LAUNCHER_VARIABLES = ("PMI_", "PMIX_", "PRTE_", "OMPI_", "HYDI_", "HYDRA_", "MPI
 
 
 def find_python(name: str, given: str | None) -> Path:
-    """The Python that has the contender: `given`, or that of its environment. ContenderError tells how to get it."""
+    """The Python with the contender: `given`, or its environment's. ContenderError says how to get it."""
     if given is None and name == "gloo" and importlib.util.find_spec("torch") is not None:
         return Path(sys.executable)
     # An installed package has its environment around it, a checkout has the environments beside it.

@@ -22,7 +22,6 @@ def report(
     args: Sequence[str],
     environment: Mapping[str, str],
     config: Mapping[str, Any],
-    devices: Sequence[Mapping[str, Any]],
     rows: Sequence[Row],
     compared: Sequence[Compared] | None,
     errors: Sequence[str] = (),
@@ -40,7 +39,6 @@ def report(
         ],
         "nccl_version": 0,  # readers expect a number; there is no NCCL here
         "config": dict(config),
-        "devices": [dict(device) for device in devices],
         "results": [_result(row) for row in rows],
         "out_of_bounds": {"count": wrong, "okay": _flag(wrong == 0)},
         "average_bus_bandwidth": {"bandwidth": average_busbw(rows), "okay": "unchecked"},

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import numpy as np
+from typing import TYPE_CHECKING
 
-from collectives import Communicator
+import numpy as np
 
 from .cases import COLLECTIVES, Case, What, bandwidths, whole_elems
 from .check import storage_dtype
 from .contenders.worker import time_calls
 from .table import Measured, Row
+
+if TYPE_CHECKING:
+    from collectives import Communicator
 
 
 def measure_row(

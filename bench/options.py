@@ -46,8 +46,9 @@ class Options(NamedTuple):
 def parser(prog: str) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog=prog,
-        description="Measure a collective and check what it computes. Starts ranks with --ranks, or is one rank "
-        "under torchrun, mpirun or srun. Sizes take K, M and G (binary) and mean the whole array.",
+        usage=f"{prog} COLLECTIVE [flags]",
+        description="Measure a collective and check what it computes. Starts ranks with --ranks, or is one "
+        "rank under torchrun, mpirun or srun. Sizes take K, M and G (binary) and mean the whole array.",
         allow_abbrev=False,
     )
     flag = made.add_argument
@@ -59,7 +60,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
         type=_size,
         default=None,
         metavar="SIZE",
-        help="largest size (32M, or the smallest)",
+        help="largest size (32M)",
     )
     flag(
         "-i", "--stepbytes", type=_size, default=1 << 20, metavar="SIZE", help="added from size to size (1M)"
@@ -136,8 +137,6 @@ def parse(argv: Sequence[str], prog: str) -> Options:
     given = made.parse_args(argv)
     collective: str = given.collective
     maximum_bytes: int = max(given.minbytes, 32 << 20) if given.maxbytes is None else given.maxbytes
-    if given.maxbytes is None and given.minbytes != 32 << 20:
-        maximum_bytes = given.minbytes
     if maximum_bytes < given.minbytes:
         made.error(f"-e {sizes.spell(maximum_bytes)} is below -b {sizes.spell(given.minbytes)}")
     if given.stepfactor == 1 and given.stepbytes == 0 and maximum_bytes > given.minbytes:

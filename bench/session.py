@@ -13,11 +13,9 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-
-from collectives import Communicator
 
 from . import compare, jsonfile, table
 from .cases import Case, What, whole_elems
@@ -27,6 +25,9 @@ from .control import Conductor
 from .measure import measure_row
 from .options import Options
 from .table import Compared, Row
+
+if TYPE_CHECKING:
+    from collectives import Communicator
 
 TIME_FORMAT = "%Y-%m-%d %H:%M:%S"
 CARD_BYTES = 512
@@ -55,8 +56,7 @@ class Session:
                     end_time=time.strftime(TIME_FORMAT),
                     args=self.args,
                     environment=os.environ,
-                    config=self._config(),
-                    devices=devices,
+                    config={**self._config(), "devices": devices},
                     rows=rows,
                     compared=compared,
                 ),
@@ -187,13 +187,13 @@ class Session:
         step = options.step_factor if options.step_factor > 1 else options.step_bytes
         unit = "factor" if options.step_factor > 1 else "bytes"
         prepared = " prepared" if options.prepared else ""
+        sizes = f"minBytes {options.minimum_bytes} maxBytes {options.maximum_bytes} step: {step}({unit})"
+        loop = f"warmup iters: {options.warmup} iters: {options.iterations} validation: {options.checks}"
+        names = ",".join(options.algorithms)
         lines = [
             f"# Collective test starting: {options.collective}",
-            f"# nRanks {self.comm.size} minBytes {options.minimum_bytes} maxBytes {options.maximum_bytes}"
-             f" step: {step}({unit}) warmup iters: {options.warmup} iters: {options.iterations}"
-             f" validation: {options.checks}",
-            f"# algorithm {','.join(options.algorithms)} transport {options.transport}"
-             f" array {options.library}{prepared}",
+            f"# nRanks {self.comm.size} {sizes} {loop}",
+            f"# algorithm {names} transport {options.transport} array {options.library}{prepared}",
             "#",
             "# Using ranks",
         ]

@@ -1,4 +1,4 @@
-"""Message sizes as nccl-tests spells them: `16`, `1K`, `4M`, `1G` (binary), stepped by a factor or by bytes."""
+"""Message sizes as nccl-tests writes them: `16`, `1K`, `4M`, `1G` (binary); steps by a factor or by bytes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ MULTIPLES = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
 
 
 def parse_size(text: str) -> int:
-    """Bytes named by `text`, which may have a fraction before K, M or G: `1.5K` is 1536. Raises ValueError."""
+    """The bytes `text` names; a fraction may stand before K, M or G: `1.5K` is 1536. Raises ValueError."""
     number, unit = text.strip(), 1
     if number and number[-1].upper() in MULTIPLES:
         number, unit = number[:-1], MULTIPLES[number[-1].upper()]

@@ -52,7 +52,7 @@ class Compared(NamedTuple):
 
 
 def shrink(value: float, width: int) -> str:
-    """`value` in `width` columns with as many decimals, two at most, as leave room: 1.23, 12345.6, 1.2e+08."""
+    """`value` in `width` columns with as many decimals (two at most) as have room: 1.23, 12345.6, 1.2e+08."""
     digits = len(str(math.floor(value))) if value >= 1 else 0
     decimals = 2 if digits < width - 2 else 1 if digits < width - 1 else 0
     if digits <= width:
@@ -152,7 +152,7 @@ def compare_footer(rows: Sequence[Compared]) -> str:
             least = min(range(len(ratios)), key=ratios.__getitem__)
             prefix = f"{algorithm}, " if len(algorithms) > 1 else ""
             lines.append(
-                f"# {prefix + 'x faster than ' + name:<20} : {geometric_mean(ratios):.2f} geometric mean, "
+                f"# {prefix + 'x faster than ' + name:<21} : {geometric_mean(ratios):.2f} geometric mean, "
                 f"{ratios[least]:.2f} at least (at {mine[least].size_bytes} B)"
             )
     return "\n".join([*lines, "#"])

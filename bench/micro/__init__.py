@@ -1,0 +1,1 @@
+"""Micro-benchmarks for `make benchmark`: what a call costs beside moving bytes. Needs pytest-benchmark."""
