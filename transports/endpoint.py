@@ -27,13 +27,14 @@ from transports.cards import group_hosts, open_cards, seal_card, terms_of
 from transports.errors import DeadlineExceeded, PeerLostError, RendezvousError, TransportError, WireError
 from transports.handshake import Dialer, Refused
 from transports.listener import Accept, Listener, peer_uid
+from transports.network import LOOPBACK, is_loopback
 from transports.stores import Store
 
 __all__ = ["HOW_TO_MAKE_A_SECRET", "Accept", "Endpoint"]
 
 HOW_TO_MAKE_A_SECRET = (
     'give every rank the same secret: `python -c "import secrets; print(secrets.token_hex(32))"` makes one, '
-    "to be put in the environment as TREERING_SECRET, or in a file (mode 0600) that TREERING_SECRET_FILE names"
+    "for the environment as TREERING_SECRET, or for a file (mode 0600) that TREERING_SECRET_FILE names"
 )
 
 _BACKLOG = 1024
@@ -49,10 +50,9 @@ class Endpoint:
     nothing either.
 
     rank, size      of this process
-    store           where cards are exchanged (stores.py); None is enough for one rank. The caller closes it,
-                    after
-                    this endpoint.
+    store           where cards are exchanged (stores.py); None is enough for one rank. `close` closes it.
     job             the job's name, equal on all ranks
+    transport       "shm" needs no TCP, so none is listened on; all others do the same
     secret          equal on all ranks; None: this host only
     address         the numeric address that TCP listens on; by default 127.0.0.1
     """
@@ -65,6 +65,7 @@ class Endpoint:
         *,
         job: str,
         secret: bytes | None,
+        transport: str = "auto",
         address: str | None = None,
         join_timeout_s: float = 60.0,
     ) -> None:
@@ -72,19 +73,20 @@ class Endpoint:
             raise ValueError(f"rank {rank} of {size}: ranks go from 0 to {size - 1}")
         if store is None and size > 1:
             raise ValueError(f"{size} ranks need a store to find each other")
-        address = address or "127.0.0.1"
-        if secret is None and not _is_loopback(address):
+        address = address or LOOPBACK
+        if secret is None and not is_loopback(address):
             raise ValueError(
                 f"without a secret only this host can be served, not {address}; {HOW_TO_MAKE_A_SECRET}"
             )
         self.rank, self.size = rank, size
         self._secret = secret or b""
+        self._store = store
         self._directory: tempfile.TemporaryDirectory[str] | None = None
         self._listener: Listener | None = None
         unix = tcp = None
         try:
             if size > 1:
-                unix, tcp = self._listen(address)
+                unix, tcp = self._listen(None if transport == "shm" else address)
             card = seal_card(rank, size, job, self._secret, unix, tcp)
             raw = [card] if store is None else store.exchange(rank, size, card, join_timeout_s)
             self.cards: list[dict[str, Any]] = open_cards(raw, rank, self._secret)
@@ -174,15 +176,17 @@ class Endpoint:
             pause_s = min(pause_s * 2, _LONGEST_PAUSE_S)
 
     def close(self) -> None:
-        """Stops listening and ends the thread. Connections that were handed over live on. Safe to call twice."""
+        """Stops listening, ends the thread; connections that were handed over live on. Safe to call twice."""
         listener, self._listener = self._listener, None
         if listener is not None:
             listener.close()
+        if self._store is not None:
+            self._store.close()
         directory, self._directory = self._directory, None
         if directory is not None:
             directory.cleanup()
 
-    def _listen(self, address: str) -> tuple[str, tuple[str, int]]:
+    def _listen(self, address: str | None) -> tuple[str, tuple[str, int] | None]:
         sockets: list[socket.socket] = []
         try:
             unix = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -195,13 +199,16 @@ class Endpoint:
                 name = os.path.join(self._directory.name, "socket")
             unix.bind(_unix_address(name))
             unix.listen(_BACKLOG)
-            family = socket.AF_INET6 if ":" in address else socket.AF_INET
-            tcp = socket.socket(family, socket.SOCK_STREAM)
-            sockets.append(tcp)
-            tcp.bind((address, 0))
-            tcp.listen(_BACKLOG)
+            port = 0
+            if address is not None:
+                family = socket.AF_INET6 if ":" in address else socket.AF_INET
+                tcp = socket.socket(family, socket.SOCK_STREAM)
+                sockets.append(tcp)
+                tcp.bind((address, 0))
+                tcp.listen(_BACKLOG)
+                port = tcp.getsockname()[1]
             self._listener = Listener(self.rank, self._secret, sockets)
-            return name, (address, tcp.getsockname()[1])
+            return name, None if address is None else (address, port)
         except OSError as error:
             for sock in sockets:
                 sock.close()
@@ -213,13 +220,18 @@ class Endpoint:
         names = [f"rank {ranks[0]} on {self.cards[ranks[0]]['host']}" for ranks in self.hosts[:2]]
         if not has_secret:
             raise RendezvousError(
-                f"the ranks are on several hosts ({', '.join(names)}), which needs a secret; {HOW_TO_MAKE_A_SECRET}"
+                f"the ranks are on several hosts ({', '.join(names)}), and that needs a secret; "
+                + HOW_TO_MAKE_A_SECRET
             )
         for rank, card in enumerate(self.cards):
-            if _is_loopback(str(card["tcp"][0])):
+            if card["tcp"] is None:
                 raise RendezvousError(
-                    f"rank {rank} on {card['host']} listens on {card['tcp'][0]}, which other hosts cannot reach: "
-                    "set TREERING_ADDRESS there to its address or network interface"
+                    f"the ranks are on several hosts ({', '.join(names)}), which shared memory cannot join"
+                )
+            if is_loopback(card["tcp"][0]):
+                raise RendezvousError(
+                    f"rank {rank} on {card['host']} listens on {card['tcp'][0]}, which other hosts cannot "
+                    "reach: set TREERING_ADDRESS there to its address or network interface"
                 )
 
 
@@ -238,6 +250,8 @@ class _Call:
                 raise ValueError(f"{self.who} is on another host: a Unix socket cannot reach it")
             self.kind, self.address = socket.AF_UNIX, _unix_address(card["unix"])
         else:
+            if card["tcp"] is None:
+                raise ValueError(f'{self.who} does not listen on TCP (transport="shm")')
             host, port = cast("tuple[str, int]", card["tcp"])
             self.kind, self.address = (socket.AF_INET6 if ":" in host else socket.AF_INET), (host, port)
 
@@ -311,7 +325,3 @@ class _Call:
 
 def _unix_address(name: str) -> str:
     return "\0" + name[1:] if name.startswith("@") else name
-
-
-def _is_loopback(address: str) -> bool:
-    return address.startswith("127.") or address == "::1"

@@ -65,7 +65,7 @@ class Refused(WireError):
 
 @dataclass(frozen=True)
 class Terms:
-    """What both sides must agree on: the job's name, its epoch (which processes joined), its number of ranks."""
+    """What both sides must agree on: the job's name, its epoch (which processes joined), its size."""
 
     job: str
     epoch: str
@@ -247,7 +247,7 @@ def _same(proof: object, expected: str) -> bool:
 
 
 def _text(value: object) -> str:
-    """Foreign text, fit for an error message or a log: short, one line, nothing that a terminal would obey."""
+    """Foreign text made fit for an error message or a log: short, one line, nothing a terminal would obey."""
     return "".join(c if c.isprintable() else " " for c in str(value)[:MAX_TEXT_CHARS])
 
 

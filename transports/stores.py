@@ -4,9 +4,9 @@ A store does one thing, `exchange`: every rank hands in its card and gets the ca
 says which rank is missing, which one is there twice, or who disagrees about the number of ranks. Cards are no
 secrets.
 
-    FileStore    a directory all hosts can see            started by hand, by a script, by `bench --ranks`
-    TorchStore   torch.distributed's TCPStore             torchrun, Slurm
-    MpiStore     point-to-point messages of mpi4py        mpirun, mpiexec
+    FileStore    a directory all hosts can see        started by hand, by a script, by `bench --ranks`
+    TorchStore   torch.distributed's TCPStore         torchrun, Slurm      (launcher_stores.py)
+    MpiStore     point-to-point messages of mpi4py    mpirun, mpiexec      (launcher_stores.py)
 
 Whoever gives up tells the others why, so that all ranks raise the first cause and not "rank 2 went away".
 """
@@ -105,13 +105,14 @@ class FileStore:
         return f"FileStore({str(self.path)!r})"
 
     def exchange(self, rank: int, size: int, card: bytes, deadline_s: float) -> list[bytes]:
-        self._round += 1
         name = f"{self._namespace}\0{self._round}".encode()
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             gathering = _Gathering(self.path, hashlib.sha256(name).hexdigest()[:12], rank, size, card)
             self._joined.append(gathering)
-            return gathering.run(deadline_s)
+            cards = gathering.run(deadline_s)
+            self._round += 1  # a failed round may be tried again: the others may still be on their way to it
+            return cards
         except OSError as error:
             raise RendezvousError(
                 f"the directory {self.path} of the file store cannot be used: {error}"
@@ -134,6 +135,8 @@ class _Gathering:
         self.left: dict[str, str] = {}
         self.earlier: set[str] = set()  # had left before this rank came
         self._read: set[str] = set()
+        self._dead: set[str] = set()
+        self._look_for_dead_at = 0.0
         self._left = False
 
     def run(self, deadline_s: float) -> list[bytes]:
@@ -159,7 +162,8 @@ class _Gathering:
     def _agree(self, began: float, deadline_s: float) -> list[str]:
         vote: list[str] = []
         taken_since: float | None = None
-        pause_s = 0.0005
+        # Many ranks that look all the time would keep each other from writing.
+        pause_s = 0.0005 * max(1.0, self.me.size / 8)
         while True:
             self._look()
             # First of all, because the others may have gone on already: what comes later cannot undo a group.
@@ -190,7 +194,8 @@ class _Gathering:
         self._write("left", json.dumps(reason))
         self._look()
         gone = self.left.keys() | {self.me.incarnation}
-        if all(name in gone or not is_running(card.process) for name, card in self.cards.items()):
+        self._look_for_dead_at = 0.0
+        if all(name in gone or self._is_dead(name) for name in self.cards):
             for name in self._read:  # and no others: a new job may be starting in this directory
                 (self.path / name).unlink(missing_ok=True)
 
@@ -213,15 +218,26 @@ class _Gathering:
     def _candidates(self) -> list[_Card]:
         """The cards that may still become part of a group with this rank."""
         mine = self.me.incarnation
-        free = [c for i, c in self.cards.items() if i not in self.left and mine in self.votes.get(i, [mine])]
-        return [card for card in free if card is self.me or is_running(card.process)]
+        return [
+            card
+            for name, card in self.cards.items()
+            if name not in self.left and mine in self.votes.get(name, [mine]) and not self._is_dead(name)
+        ]
+
+    def _is_dead(self, incarnation: str) -> bool:
+        """Whether that card's process is known to have ended; looked up again every quarter of a second."""
+        now = time.monotonic()
+        if now >= self._look_for_dead_at:
+            self._look_for_dead_at = now + 0.25
+            self._dead = {name for name, card in self.cards.items() if not is_running(card.process)}
+        return incarnation in self._dead
 
     def _group_of_others(self) -> list[_Card]:
         """A group that stands, is in use, and does not have this rank in it."""
         for incarnation, vote in self.votes.items():
             if self.me.incarnation not in vote and incarnation not in self.left:
                 members = [self.cards[i] for i in vote if i in self.cards and i not in self.left]
-                if len(members) == len(vote) and all(is_running(card.process) for card in members):
+                if len(members) == len(vote) and not any(self._is_dead(card.incarnation) for card in members):
                     return members
         return []
 
@@ -233,8 +249,9 @@ class _Gathering:
 
     def _double_text(self, claims: Sequence[_Card]) -> str:
         return (
-            f"rank {claims[0].rank} is there twice: {' and '.join(sorted(map(str, claims)))}; either two processes "
-            f"claim that rank, or {self.path} holds the files of a job that was killed (use a fresh directory per job)"
+            f"rank {claims[0].rank} is there twice: {' and '.join(sorted(map(str, claims)))}; either two "
+            f"processes claim that rank, or {self.path} holds the files of a job that was killed (use a fresh "
+            "directory for each job)"
         )
 
     def _taken_text(self, group: Sequence[_Card]) -> str:
@@ -242,11 +259,12 @@ class _Gathering:
             return size_text(self.me.rank, self.me.size, group[0].rank, group[0].size)
         other = next(card for card in group if card.rank == self.me.rank)
         return (
-            f"rank {self.me.rank} is there twice: {self.me} came when {other} had already joined the other ranks; "
-            f"a second job needs a directory of its own instead of {self.path}"
+            f"rank {self.me.rank} is there twice: {self.me} came when {other} had already joined the other "
+            f"ranks; a second job needs a directory of its own instead of {self.path}"
         )
 
     def _deadline_text(self, waited_s: float) -> str:
+        self._look_for_dead_at = 0.0
         here = {card.rank for card in self._candidates()}
         absent = [rank for rank in range(self.me.size) if rank not in here]
         if absent:
@@ -277,6 +295,8 @@ class _Gathering:
                 process = ProcessId(*fields["process"])
                 card = _Card(int(rank), fields["size"], incarnation, process, fields["card"].encode())
                 self.cards.setdefault(incarnation, card)
+                if not is_running(process):
+                    self._dead.add(incarnation)
             elif kind == "vote":
                 self.votes[incarnation] = cast("list[str]", content)
             elif incarnation != self.me.incarnation:
