@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .check import storage_dtype
+from .check import reinterpret, storage_dtype
 
 LIBRARIES = ("numpy", "torch")
 
@@ -25,9 +25,9 @@ def wrap(storage: NDArray[Any], dtype: str, library: str) -> Any:
     if library == "torch":
         torch = importlib.import_module("torch")
         # torch takes no bits of bfloat16 from numpy but as another type of their size.
-        raw = storage.view(np.int16) if dtype == "bfloat16" else storage
-        tensor = torch.from_numpy(raw)
+        raw = reinterpret(storage, np.int16) if dtype == "bfloat16" else storage
+        tensor: Any = torch.from_numpy(raw)
         return tensor.view(getattr(torch, dtype)) if dtype in ("bfloat16", "bool") else tensor
     if dtype == "bfloat16":
-        return storage.view(importlib.import_module("ml_dtypes").bfloat16)
-    return storage.view(np.bool_) if dtype == "bool" else storage
+        return reinterpret(storage, importlib.import_module("ml_dtypes").bfloat16)
+    return reinterpret(storage, np.bool_) if dtype == "bool" else storage

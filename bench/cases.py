@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import numpy as np
+
 from . import check
 from .arrays import memory, wrap
 from .check import Source, count_wrong, fill
@@ -25,20 +27,28 @@ class Traits(NamedTuple):
     bus_factor: Callable[[int], float]  # busbw / algbw by ranks: nccl-tests, doc/PERFORMANCE.md
 
 
+def _once(size: int) -> float:
+    return 1.0
+
+
 def _crossing(size: int) -> float:
     return (size - 1) / size
 
 
+def _crossing_twice(size: int) -> float:
+    return 2 * _crossing(size)
+
+
 COLLECTIVES = {
-    "all_reduce": Traits(True, False, False, True, lambda size: 2 * _crossing(size)),
+    "all_reduce": Traits(True, False, False, True, _crossing_twice),
     "reduce_scatter": Traits(True, False, True, True, _crossing),
     "all_gather": Traits(False, False, True, True, _crossing),
-    "broadcast": Traits(False, True, False, True, lambda size: 1.0),
-    "reduce": Traits(True, True, False, True, lambda size: 1.0),
+    "broadcast": Traits(False, True, False, True, _once),
+    "reduce": Traits(True, True, False, True, _once),
     "gather": Traits(False, True, True, True, _crossing),
     "scatter": Traits(False, True, True, True, _crossing),
     "all_to_all": Traits(False, False, True, False, _crossing),
-    "barrier": Traits(False, False, False, False, lambda size: 1.0),
+    "barrier": Traits(False, False, False, False, _once),
 }
 
 
@@ -121,7 +131,7 @@ class Case:
     def fill(self, seed: int) -> None:
         """The promised input in `send`, and in a separate `recv` bytes that are wrong everywhere."""
         if self.apart:
-            self.recv.view("uint8").fill(0x7F)
+            np.ndarray(self.recv.nbytes, np.uint8, self.recv).fill(0x7F)
         if self.send.size:
             fill(self.send, self._source(self.rank), seed)
 

@@ -48,6 +48,11 @@ def storage_dtype(dtype: str) -> np.dtype[Any]:
     return np.dtype({"bfloat16": "uint16", "bool": "uint8"}.get(dtype, dtype))
 
 
+def reinterpret(array: Array, dtype: Any) -> Array:
+    """The same memory of a contiguous array as another type of the same size."""
+    return np.ndarray(array.shape, dtype, array)
+
+
 class Source(NamedTuple):
     """Whose values: those that `rank` puts in, or with rank None those that reducing all ranks' promises."""
 
@@ -86,7 +91,7 @@ def _pieces(seed: int, start: int, count: int) -> Iterator[tuple[int, int, int]]
 
 def _comparable(stored: Array, dtype: str) -> Array:
     if dtype == "bfloat16":
-        return (stored.astype(np.uint32) << 16).view(np.float32)
+        return reinterpret(stored.astype(np.uint32) << 16, np.float32)
     return stored
 
 
@@ -111,7 +116,7 @@ def _table(source: Source) -> Array:
 
 def _store(values: Array, dtype: str) -> Array:
     if dtype == "bfloat16":
-        return (values.astype(np.float32).view(np.uint32) >> 16).astype(np.uint16)
+        return (reinterpret(values.astype(np.float32), np.uint32) >> 16).astype(np.uint16)
     return values.astype(storage_dtype(dtype))
 
 
@@ -170,7 +175,7 @@ def _averaged(dtype: str, size: int, rank: int, part: int) -> NDArray[np.int64]:
     mean = _between(_bits(4 + part, -1), swing if dtype in UNSIGNED else swing - largest, largest - swing)
     position = _position(rank, size)
     pair = (position // 2).astype(np.uint64)
-    shared = (_bits(6 + part, -1) * (np.uint64(2) * pair + np.uint64(1))) >> np.uint64(11)
+    shared: NDArray[np.uint64] = _bits(6 + part, -1) * (pair * np.uint64(2) + np.uint64(1)) >> np.uint64(11)
     sign = np.where(position % 2 == 1, -1, np.where(position + 1 < size, 1, 0))
     return mean + sign * _between(shared, 0, swing)
 

@@ -145,14 +145,17 @@ def parse(argv: Sequence[str], prog: str) -> Options:
         made.error("--timeout takes seconds above 0")
     if collective == "barrier":
         given.minbytes = maximum_bytes = 0
-    contenders = _names(made, "--compare", given.compare, compare.NAMES) if given.compare else ()
+    contenders: tuple[str, ...] = ()
+    if given.compare:
+        contenders = _names(made, "--compare", given.compare, compare.NAMES)
     reductions = _reductions(made, collective, given.datatype, given.op)
+    first_dtype, first_op = reductions[0]
     if contenders and (len(reductions) > 1 or given.root < 0):
         made.error("--compare measures one data type, one op and one root at a time")
     pythons: list[str] = []
     for name in contenders:
         try:
-            compare.refuse_unsupported(name, collective, *reductions[0])
+            compare.refuse_unsupported(name, collective, first_dtype, first_op)
             pythons.append(str(compare.find_python(name, getattr(given, f"{name}_python"))))
         except compare.ContenderError as error:
             made.error(str(error))

@@ -5,6 +5,7 @@ Every rank runs `Session.run`; only rank 0 prints, and starts the contenders.
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import platform
@@ -123,10 +124,8 @@ class Session:
             for name, python in zip(self.options.contenders, self.options.pythons, strict=True):
                 self._tell(f"starting {name}")
                 contenders.append(compare.Contender(name, compare.Path(python), self._settings(), os.environ))
-            ours = [
-                compare.Entrant(algorithm, lambda command: conductor.measure(command, measure), algorithm)
-                for algorithm in self.options.algorithms
-            ]
+            together = functools.partial(conductor.measure, own=measure)
+            ours = [compare.Entrant(name, together, name) for name in self.options.algorithms]
             theirs = [compare.Entrant(contender.name, contender.measure) for contender in contenders]
             return self._compare_table(ours, theirs)
         finally:
@@ -172,8 +171,9 @@ class Session:
         assert len(encoded) <= CARD_BYTES, text
         card = np.zeros(CARD_BYTES, np.uint8)
         card[: len(encoded)] = np.frombuffer(encoded, np.uint8)
-        cards = np.asarray(self.comm.all_gather(card)).reshape(self.comm.size, CARD_BYTES)
-        return [bytes(row).rstrip(b"\0").decode() for row in cards]
+        gathered = bytes(np.asarray(self.comm.all_gather(card)))
+        cards = (gathered[at : at + CARD_BYTES] for at in range(0, len(gathered), CARD_BYTES))
+        return [card.rstrip(b"\0").decode() for card in cards]
 
     def _preamble(self, devices: Sequence[dict[str, Any]]) -> str:
         options = self.options

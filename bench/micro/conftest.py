@@ -1,4 +1,4 @@
-"""Beside pytest-benchmark's times: the rates of the kernels, which are what one compares with a plain copy."""
+"""Beside the times of pytest-benchmark: the rates of the kernels, to be compared with a plain copy."""
 
 from __future__ import annotations
 
