@@ -18,7 +18,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-__all__ = ["Calls", "Request"]
+from collectives.plan import COLLECTIVES
+
+__all__ = ["COLLECTIVE_NUMBERS", "Calls", "Request"]
+
+COLLECTIVE_NUMBERS = {name: number for number, name in enumerate(COLLECTIVES)}
+_ALL_REDUCE, _REDUCE, _REDUCE_SCATTER = (COLLECTIVE_NUMBERS[name] for name in ("all_reduce", "reduce", "reduce_scatter"))
+_ALL_GATHER, _BROADCAST, _ALL_TO_ALL = (COLLECTIVE_NUMBERS[name] for name in ("all_gather", "broadcast", "all_to_all"))
 
 
 class Request(NamedTuple):
@@ -35,15 +41,27 @@ class Request(NamedTuple):
 
 
 class Calls:
-    """Every collective; a subclass says in `_call` what calling one means."""
+    """Every collective; a subclass says in `_call` what calling one means.
+
+    `_quick` may answer a usual call at once, given the collective's number, x, out, op, root and algorithm; it returns
+    NotImplemented for every other.
+    """
 
     def _call(self, request: Request) -> Any:
         raise NotImplementedError
+
+    @staticmethod
+    def _quick(collective: int, x: Any, out: Any, op: str, root: int, algorithm: str) -> Any:
+        return NotImplemented
 
     def all_reduce(
         self, x: Any, *, op: str = "sum", out: Any = None, algorithm: str = "auto", timeout_s: float | None = None
     ) -> Any:
         """The element-wise combination of every rank's `x`, on every rank. Same shape as `x`."""
+        if timeout_s is None:
+            result = self._quick(_ALL_REDUCE, x, out, op, -1, algorithm)
+            if result is not NotImplemented:
+                return result
         return self._call(Request("all_reduce", x, out, op, -1, algorithm, None, timeout_s))
 
     def reduce(
@@ -57,6 +75,10 @@ class Calls:
         timeout_s: float | None = None,
     ) -> Any:
         """The element-wise combination of every rank's `x`, on `root`; None on the others."""
+        if timeout_s is None:
+            result = self._quick(_REDUCE, x, out, op, root, algorithm)
+            if result is not NotImplemented:
+                return result
         return self._call(Request("reduce", x, out, op, root, algorithm, None, timeout_s))
 
     def reduce_scatter(
@@ -73,6 +95,10 @@ class Calls:
 
         The parts are equal, or have `sizes[r]` rows (the same `sizes` on every rank).
         """
+        if sizes is None and timeout_s is None:
+            result = self._quick(_REDUCE_SCATTER, x, out, op, -1, algorithm)
+            if result is not NotImplemented:
+                return result
         return self._call(Request("reduce_scatter", x, out, op, -1, algorithm, _tuple(sizes), timeout_s))
 
     def all_gather(
@@ -88,12 +114,20 @@ class Calls:
 
         All ranks give the same shape, or rank r gives `sizes[r]` rows (the same `sizes` on every rank).
         """
+        if sizes is None and timeout_s is None:
+            result = self._quick(_ALL_GATHER, x, out, "sum", -1, algorithm)
+            if result is not NotImplemented:
+                return result
         return self._call(Request("all_gather", x, out, "sum", -1, algorithm, _tuple(sizes), timeout_s))
 
     def broadcast(
         self, x: Any, *, root: int = 0, out: Any = None, algorithm: str = "auto", timeout_s: float | None = None
     ) -> Any:
         """The root's `x`, on every rank. On the others `x` only gives shape and dtype; it may be `out`."""
+        if timeout_s is None:
+            result = self._quick(_BROADCAST, x, out, "sum", root, algorithm)
+            if result is not NotImplemented:
+                return result
         return self._call(Request("broadcast", x, out, "sum", root, algorithm, None, timeout_s))
 
     def gather(
@@ -140,6 +174,10 @@ class Calls:
         if (send_sizes is None) != (recv_sizes is None):
             raise ValueError("all_to_all takes send_sizes and recv_sizes together, or neither")
         sizes = None if send_sizes is None or recv_sizes is None else (*send_sizes, *recv_sizes)
+        if sizes is None and timeout_s is None:
+            result = self._quick(_ALL_TO_ALL, x, out, "sum", -1, algorithm)
+            if result is not NotImplemented:
+                return result
         return self._call(Request("all_to_all", x, out, "sum", -1, algorithm, _tuple(sizes), timeout_s))
 
     def barrier(self, *, algorithm: str = "auto", timeout_s: float | None = None) -> Any:

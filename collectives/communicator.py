@@ -7,13 +7,13 @@ import itertools
 import weakref
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from collectives.buffers import ArrayView, view
-from collectives.calls import Calls, Request
-from collectives.recipe import Operands, Recipe, operands, recipe
+from collectives.calls import COLLECTIVE_NUMBERS, Calls, Request
+from collectives.resolve import Operands, make_program, operands, overlap
 from collectives.work import Work
 from transports.base import Started, Transport
 from transports.errors import CommunicatorBroken
@@ -22,9 +22,8 @@ from transports.program import DTYPES
 
 __all__ = ["Communicator"]
 
-_MOST_RECIPES = 4096
+_MOST_PROGRAMS = 4096
 _ALIGN_BYTES = 64
-_PLAIN_KINDS = frozenset("fiubc")  # dtypes whose arrays have the buffer protocol
 
 
 class Communicator(Calls):
@@ -53,12 +52,15 @@ class Communicator(Calls):
         self.timeout_s = timeout_s
         self._transport, self._names, self._lanes, self._found = transport, names, lanes, found
         self._on_close = on_close
-        self._recipes: dict[Any, tuple[Any, Recipe]] = {}
+        self._programs: dict[Any, tuple[Any, int]] = {}
         self._scratch: np.ndarray[Any, Any] = np.empty(0, np.uint8)
         self._pending: list[tuple[Started, Any]] = []
         self._splits = itertools.count()
         self._children: weakref.WeakSet[Communicator] = weakref.WeakSet()
         self._closed = False
+        self._table = transport.quick_calls()
+        if self._table is not None:
+            self._quick = self._table.call
         self.prepare = _Prepared(self)
         self._started = _StartedCalls(self)
 
@@ -118,25 +120,22 @@ class Communicator(Calls):
         self._transport.message(sends, peer, dtype, data.count, data.nbytes, limit, data.address)
 
     def _call(self, request: Request) -> Any:
-        x, out = request.x, request.out
-        if out is None or out is x:  # the usual call of a known shape: a look-up and the run
-            try:
-                known = self._recipes.get(_key(request, x, out is x))
-            except (AttributeError, TypeError):
-                known = None
-            if known is not None:
-                compiled, recipe = known
-                data = _fast(x)
-                if data is not None:
-                    make = recipe.makes[0]
-                    result = x if out is x else make() if make is not None else None
-                    self._transport.run(
-                        compiled, self._limit(request.timeout_s), data, _fast(result), self._scratch_for(recipe)
-                    )
-                    return result
         resolved = self._resolve(request)
         self._transport.run(resolved.compiled, resolved.timeout_s, *resolved.buffers)
+        self._remember(request, resolved)
         return resolved.result
+
+    def _remember(self, request: Request, resolved: _Resolved) -> None:
+        """Lets the transport answer the next call of this kind at once."""
+        x, out = request.x, request.out
+        usual = request.timeout_s is None and request.sizes is None and (out is None or out is x)
+        if self._table is None or not usual or resolved.single is None:
+            return
+        number, single = COLLECTIVE_NUMBERS[request.collective], resolved.single
+        self._table.add(
+            number, x, out is x, request.op, request.root, request.algorithm, resolved.compiled, self.timeout_s,
+            single.make, single.shape,
+        )  # fmt: skip
 
     def _resolve(self, request: Request) -> _Resolved:
         """Checks a call and makes all that it needs, or finds it."""
@@ -151,34 +150,33 @@ class Communicator(Calls):
         if request.collective == "all_to_all":
             arrays = [_apart(array) for array in arrays]
 
-        key = _key(request, xs[0], outs[0] is xs[0]) if not several else None
-        simple = not several and (outs[0] is None or outs[0] is xs[0]) and _fast(xs[0]) is not None
-        known = self._recipes.get(key) if simple else None
+        key = (request._replace(x=None, out=None, timeout_s=None), tuple(map(_layout, arrays)), several)
+        known = self._programs.get(key)
         if known is None:
-            made = recipe(request, arrays, self.rank, self.size, self.hosts, self._names, self._lanes)
-            known = self._transport.compile(made.program), made
-            if simple:
-                if len(self._recipes) >= _MOST_RECIPES:
-                    self._recipes.clear()
-                self._recipes[key] = known
-        compiled, made = known
-        results: list[Any] = [o if o is not None else a.make() if a.make else None for o, a in zip(outs, arrays, strict=True)]
+            program = make_program(request, arrays, self.rank, self.size, self.hosts, self._names, self._lanes)
+            known = self._transport.compile(program), program.scratch_bytes
+            if len(self._programs) >= _MOST_PROGRAMS:
+                self._programs.clear()
+            self._programs[key] = known
+        compiled, scratch_bytes = known
+        results = [a.make() if a.make else o if a.result else None for o, a in zip(outs, arrays, strict=True)]
         buffers: list[int] = []
         for array, result in zip(arrays, results, strict=True):
-            out_view = array.result or (view(result) if result is not None else None)
-            buffers.append(array.input.address if array.input else 0)
-            buffers.append(out_view.address if out_view else 0)
-        scratch = self._scratch_for(made)
+            to = array.result or (view(result) if result is not None else None)
+            buffers += [array.input.address if array.input else 0, to.address if to else 0]
+        scratch = self._scratch_of(scratch_bytes)
         buffers.append(scratch.ctypes.data)
-        if request.collective == "barrier":
-            return _Resolved(compiled, limit, buffers, None, (scratch,))
-        return _Resolved(compiled, limit, buffers, results if several else results[0], (arrays, results, scratch))
+        single = None if several else arrays[0]
+        result = None if request.collective == "barrier" else results if several else results[0]
+        return _Resolved(compiled, limit, buffers, result, (arrays, results, scratch), single)
 
-    def _scratch_for(self, recipe: Recipe) -> np.ndarray[Any, Any]:
+    def _scratch_of(self, nbytes: int) -> np.ndarray[Any, Any]:
         """Scratch memory shared by all calls, which never run at the same time; a call keeps the one it began with."""
-        if self._scratch.nbytes < recipe.program.scratch_bytes:
-            raw = np.empty(recipe.program.scratch_bytes + _ALIGN_BYTES, np.uint8)
+        if self._scratch.nbytes < nbytes:
+            raw = np.empty(nbytes + _ALIGN_BYTES, np.uint8)
             self._scratch = raw[-raw.ctypes.data % _ALIGN_BYTES :]
+            if self._table is not None:
+                self._table.set_scratch(self._scratch.ctypes.data)
         return self._scratch
 
     def _start(self, request: Request) -> Work:
@@ -250,6 +248,12 @@ class Communicator(Calls):
         nbytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
         return np.frombuffer(self._transport.empty(nbytes), dtype).reshape(shape)
 
+    def forked(self) -> None:
+        """For a child process made by fork: this communicator is the parent's, and raises UnsupportedError here."""
+        self._transport.forked()
+        for child in list(self._children):
+            child.forked()
+
     def close(self) -> None:
         """Says goodbye to the peers and gives everything back, sub-communicators too. Idempotent."""
         if self._closed:
@@ -258,7 +262,9 @@ class Communicator(Calls):
         for child in list(self._children):
             child.close()
         self._transport.close()
-        self._recipes.clear()
+        if self._table is not None:
+            self._table.clear()
+        self._programs.clear()
         self._pending.clear()
         if self._on_close is not None:
             self._on_close()
@@ -282,13 +288,15 @@ class Communicator(Calls):
             raise CommunicatorBroken("the communicator was closed before this call")
 
 
-class _Resolved:
+class _Resolved(NamedTuple):
     """A call that only needs to run."""
 
-    __slots__ = ("buffers", "compiled", "keep", "result", "timeout_s")
-
-    def __init__(self, compiled: Any, timeout_s: float, buffers: list[int], result: Any, keep: Any) -> None:
-        self.compiled, self.timeout_s, self.buffers, self.result, self.keep = compiled, timeout_s, buffers, result, keep
+    compiled: Any
+    timeout_s: float
+    buffers: list[int]
+    result: Any
+    keep: Any  # what must live as long as the call
+    single: Operands | None  # the operands of a call that is not about a list
 
 
 class _StartedCalls(Calls):
@@ -315,28 +323,18 @@ class _Prepared(Calls):
         return owner._prepare(request)
 
 
-def _key(request: Request, x: Any, in_place: bool) -> tuple[Any, ...]:
-    return (
-        request.collective, x.shape, x.dtype, in_place, request.op, request.root, request.algorithm, request.sizes,
-    )  # fmt: skip
-
-
-def _fast(x: Any) -> Any:
-    """What the engine takes for an array without a closer look: an address or the array; None if it needs one."""
-    if type(x) is np.ndarray:
-        return x if x.flags.c_contiguous and x.flags.writeable and x.dtype.kind in _PLAIN_KINDS else None
-    if x is None:
-        return 0
-    data_ptr = getattr(x, "data_ptr", None)
-    if data_ptr is None or not x.is_contiguous() or x.device.type != "cpu":
-        return None
-    return data_ptr()
+def _layout(array: Operands) -> tuple[Any, ...]:
+    """What of an array's operands a program depends on: all but where they are, unless they share memory."""
+    x, out = array.input, array.result
+    shared = x is not None and out is not None and overlap(x, out)
+    apart = out.address - x.address if shared and x is not None and out is not None else None
+    return array.blocks, array.model.dtype_name, x is None, out is None and array.make is None, apart
 
 
 def _apart(array: Operands) -> Operands:
     """With its input copied when the result overlaps it: all_to_all has no order that could work in place."""
     x, out = array.input, array.result
-    if x is None or out is None or x.address + x.nbytes <= out.address or out.address + out.nbytes <= x.address:
+    if x is None or out is None or not overlap(x, out):
         return array
     copy = np.empty(x.nbytes, np.uint8)
     ctypes.memmove(copy.ctypes.data, x.address, x.nbytes)

@@ -5,10 +5,12 @@ from __future__ import annotations
 import atexit
 import os
 import weakref
+from typing import Any
 
 from collectives.communicator import Communicator
 from collectives.plan import COLLECTIVES, Hosts
-from transports import inproc
+from transports import inproc, launchers
+from transports.engine.transport import EngineTransport
 from transports.failures import Names
 
 __all__ = ["connect", "connect_threads"]
@@ -33,5 +35,70 @@ def connect_threads(size: int, *, hosts: Hosts | None = None, timeout_s: float =
     ]
 
 
-def connect() -> Communicator:
-    raise NotImplementedError
+def connect(
+    *,
+    store: Any = None,
+    rank: int | None = None,
+    size: int | None = None,
+    secret: str | bytes | None = None,
+    address: str | None = None,
+    transport: str = "auto",
+    lanes: int = 1,
+    ring_bytes: int = 256 << 10,
+    timeout_s: float = 60.0,
+    join_timeout_s: float = 60.0,
+) -> Communicator:
+    """Joins the other processes of this job and returns the communicator of all of them.
+
+    How the job was started is found out (torchrun, mpirun or mpiexec of Open MPI or MPICH, Slurm's srun, a file store
+    named by TREERING_STORE, or one process; launchers.py has the order), or said by `store` (a directory that all ranks
+    see, or a store object), `rank` and `size`. `repr` of the result tells what was found.
+
+    secret           at least 16 characters, equal on all ranks; needed when ranks are on several hosts. Without it
+                     this rank listens on this host only. TREERING_SECRET and TREERING_SECRET_FILE give it too.
+    address          the address or network interface to listen on (TREERING_ADDRESS)
+    transport        "auto": shared memory within a host, TCP between hosts; "shm", "tcp": that one only
+    lanes            TCP connections and rings per peer over which a large message is spread
+    ring_bytes       memory of one direction of a shared-memory lane, a power of two, at least 4096
+    timeout_s        how long nothing may move in a call before DeadlineExceeded
+    join_timeout_s   how long to wait for the other ranks here, and for a peer when a connection is first needed
+
+    Raises ValueError for arguments or variables that make no sense, RendezvousError naming the ranks that are missing,
+    double or disagree, TransportError when this machine refuses a resource. After an error nothing is left.
+    """
+    if transport not in _TRANSPORTS:
+        raise ValueError(f"unknown transport {transport!r}; there are: {', '.join(_TRANSPORTS)}")
+    if not 1 <= lanes <= 8:
+        raise ValueError(f"lanes={lanes} must be 1 to 8")
+    if ring_bytes < 4096 or ring_bytes & (ring_bytes - 1):
+        raise ValueError(f"ring_bytes={ring_bytes} must be a power of two, at least 4096")
+    if not timeout_s > 0 or not join_timeout_s > 0:
+        raise ValueError(f"timeout_s={timeout_s} and join_timeout_s={join_timeout_s} must be more than 0 seconds")
+    launch = launchers.detect(store=store, rank=rank, size=size)
+    endpoint = launchers.join(launch, secret=secret, address=address, timeout_s=join_timeout_s)
+    names = Names(tuple(COLLECTIVES))
+    try:
+        if transport == "shm" and len(endpoint.hosts) > 1:
+            raise ValueError(f'transport="shm" cannot connect {len(endpoint.hosts)} hosts; use "auto" or "tcp"')
+        engine = EngineTransport(
+            endpoint, range(launch.size), launch.rank, names,
+            transport=transport, ring_bytes=ring_bytes, join_timeout_s=join_timeout_s,
+        )  # fmt: skip
+    except BaseException:
+        endpoint.close()
+        raise
+    communicator = Communicator(
+        engine, names, timeout_s=timeout_s, lanes=lanes, found=launch.found, on_close=endpoint.close
+    )
+    _open.add(communicator)
+    return communicator
+
+
+# A process that ends without closing says goodbye all the same: its peers can tell an end from a crash.
+@atexit.register
+def _close_all() -> None:
+    for communicator in list(_open):
+        communicator.close()
+
+
+os.register_at_fork(after_in_child=lambda: [communicator.forked() for communicator in list(_open)])

@@ -12,13 +12,36 @@ from typing import Any, Protocol
 
 from transports.program import Program
 
-__all__ = ["Buffer", "Compiled", "Started", "Transport"]
+__all__ = ["Buffer", "Compiled", "QuickCalls", "Started", "Transport"]
 
 Compiled = Any
 """What a transport made of a program; good for that transport only."""
 
 Buffer = Any
 """An address (int), or a C-contiguous array with the buffer protocol. The caller keeps it alive until the call ends."""
+
+
+class QuickCalls(Protocol):
+    """A table of calls seen before, which a transport can run without Python in between (engine/quick_calls.hpp)."""
+
+    def add(
+        self, collective: int, x: Any, in_place: bool, op: str, root: int, algorithm: str, compiled: Compiled,
+        timeout_s: float, make: Callable[[], Any] | None, shape: Sequence[int],
+    ) -> None:  # fmt: skip
+        """Remembers a call with one array, whose result is new, `x` itself (`in_place`) or None (no `make`)."""
+        ...
+
+    def call(self, collective: int, x: Any, out: Any, op: str, root: int, algorithm: str) -> Any:
+        """The result, or NotImplemented when the call is not known."""
+        ...
+
+    def set_scratch(self, address: int) -> None:
+        """Where scratch memory is, from now on; large enough for every call that was added."""
+        ...
+
+    def clear(self) -> None:
+        """Forgets all calls."""
+        ...
 
 
 class Started(Protocol):
@@ -62,6 +85,10 @@ class Transport(Protocol):
         """A function that runs a program on these buffers and returns `result`; it keeps `keep` alive."""
         ...
 
+    def quick_calls(self) -> QuickCalls | None:
+        """A new table of quick calls for one caller, or None when the transport has no such thing."""
+        ...
+
     def message(self, sends: bool, peer: int, dtype: int, count: int, nbytes: int, timeout_s: float, data: Buffer) -> None:
         """Sends one message to the peer, or receives one; in order per pair and direction."""
         ...
@@ -76,6 +103,10 @@ class Transport(Protocol):
 
     def describe(self) -> str:
         """In a few words, for `repr`."""
+        ...
+
+    def forked(self) -> None:
+        """In a forked child: lets go of the parent's connections without a word. Later calls raise UnsupportedError."""
         ...
 
     def close(self) -> None:

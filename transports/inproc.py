@@ -119,6 +119,9 @@ class InprocTransport:
 
         return call
 
+    def quick_calls(self) -> None:
+        return None
+
     def message(
         self, sends: bool, peer: int, dtype: int, count: int, nbytes: int, timeout_s: float, data: Buffer
     ) -> None:
@@ -143,6 +146,9 @@ class InprocTransport:
 
     def describe(self) -> str:
         return "threads of one process"
+
+    def forked(self) -> None:
+        self._hub.fail(FailureKind.FORKED, self.rank, self.rank, _record(0, _NO_CALL))
 
     def close(self) -> None:
         if self._closed:

@@ -6,6 +6,7 @@
 #include <nanobind/stl/vector.h>
 
 #include "engine.hpp"
+#include "quick_calls.hpp"
 
 namespace nb = nanobind;
 using namespace nb::literals;
@@ -195,6 +196,7 @@ struct StartedCall {
 
 NB_MODULE(_engine, m) {
   using namespace treering;
+  if (PyArray_ImportNumPyAPI() < 0) throw nb::python_error();
 
   nb::class_<Program>(m, "Program")
       .def_prop_ro("steps", [](const Program& p) { return p.steps.size(); })
@@ -271,6 +273,17 @@ NB_MODULE(_engine, m) {
       .def_prop_ro("failed_step", &Engine::failed_step)
       .def_ro("bytes_sent", &Engine::bytes_sent)
       .def_ro("bytes_direct", &Engine::bytes_direct);
+
+  nb::class_<QuickCalls>(m, "QuickCalls")
+      .def("__init__", [](QuickCalls* self, std::shared_ptr<Engine> engine, nb::object tensor_type,
+                          nb::object on_failure) {
+        new (self) QuickCalls(std::move(engine), std::move(tensor_type), std::move(on_failure), run);
+      }, "engine"_a, "tensor_type"_a.none(), "on_failure"_a)
+      .def("add", &QuickCalls::add, "collective"_a, "x"_a, "in_place"_a, "op"_a, "root"_a, "algorithm"_a, "program"_a,
+           "token"_a, "timeout_s"_a, "make"_a.none(), "shape"_a)
+      .def("call", &QuickCalls::call, "collective"_a, "x"_a.none(), "out"_a.none(), "op"_a, "root"_a, "algorithm"_a)
+      .def("set_scratch", &QuickCalls::set_scratch, "address"_a)
+      .def("clear", &QuickCalls::clear);
 
   m.def("kernels", [] { return std::string(kernels().name); });
   m.def("combine", [](int dtype, int op, uintptr_t out, uintptr_t a, uintptr_t b, size_t elements) {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import sys
 import weakref
 import zlib
 from collections.abc import Callable, Sequence
@@ -90,6 +91,9 @@ class EngineTransport:
             self.raise_failure(compiled.program)
 
         return self._engine.prepare(compiled.native, timeout_s, result, keep, on_failure, *buffers)
+
+    def quick_calls(self) -> _QuickCalls:
+        return _QuickCalls(self, self._engine)
 
     def message(
         self, sends: bool, peer: int, dtype: int, count: int, nbytes: int, timeout_s: float, data: Buffer
@@ -192,6 +196,30 @@ class EngineTransport:
 class _Compiled(NamedTuple):
     program: Program
     native: Any
+
+
+class _QuickCalls:
+    """See transports/base.py; `call` is the engine's own function."""
+
+    def __init__(self, owner: EngineTransport, engine: _engine.Engine) -> None:
+        raise_failure = weakref.WeakMethod(owner.raise_failure)
+
+        def on_failure(compiled: _Compiled) -> None:
+            fail = raise_failure()
+            assert fail is not None
+            fail(compiled.program)
+
+        torch = sys.modules.get("torch")
+        self._table = _engine.QuickCalls(engine, torch.Tensor if torch is not None else None, on_failure)
+        self.call, self.clear, self.set_scratch = self._table.call, self._table.clear, self._table.set_scratch
+
+    def add(
+        self, collective: int, x: Any, in_place: bool, op: str, root: int, algorithm: str, compiled: _Compiled,
+        timeout_s: float, make: Callable[[], Any] | None, shape: Sequence[int],
+    ) -> None:  # fmt: skip
+        self._table.add(
+            collective, x, in_place, op, root, algorithm, compiled.native, compiled, timeout_s, make, list(shape)
+        )
 
 
 class _Started:

@@ -1,4 +1,4 @@
-"""From a call's arguments to something that can run: shapes checked, places found, plan chosen, program built.
+"""From a call's arguments to a program: shapes checked, places found, plan chosen and lowered.
 
 All that depends on the arguments alone is done here, once per shape; the communicator keeps the result.
 """
@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from collectives.buffers import ArrayView, check_op, empty, view
-from collectives.calls import Request
+from collectives.calls import COLLECTIVE_NUMBERS, Request
 from collectives.choose import choose
 from collectives.lower import ArrayLayout, lower
 from collectives.plan import COLLECTIVES, Hosts, plan
@@ -19,9 +18,8 @@ from collectives.verify import verify
 from transports.failures import Names
 from transports.program import DTYPES, OPS, Action, Call, Place, Program, build
 
-__all__ = ["Operands", "Recipe", "operands", "recipe"]
+__all__ = ["Operands", "make_program", "operands", "overlap"]
 
-COLLECTIVE_NUMBERS = {name: number for number, name in enumerate(COLLECTIVES)}
 _REDUCING = frozenset({"all_reduce", "reduce", "reduce_scatter"})
 _proved: set[object] = set()
 
@@ -33,15 +31,8 @@ class Operands(NamedTuple):
     result: ArrayView | None
     blocks: tuple[int, ...]  # elements of each block of the plan
     model: ArrayView  # dtype
+    shape: tuple[int, ...]  # of the result
     make: Callable[[], Any] | None  # makes the result when no `out` was given
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What one shape of call needs: the program, and how results are made (None: no result on this rank)."""
-
-    program: Program
-    makes: tuple[Callable[[], Any] | None, ...]
 
 
 def operands(request: Request, x: Any, out: Any, rank: int, size: int) -> Operands:
@@ -61,16 +52,16 @@ def operands(request: Request, x: Any, out: Any, rank: int, size: int) -> Operan
     if name in _REDUCING:
         check_op(request.op, given)
     if not gets:
-        return Operands(given, None, blocks, given, None)
+        return Operands(given, None, blocks, given, shape, None)
     if out is None:
-        return Operands(given if gives else None, None, blocks, given, empty(x, shape))
+        return Operands(given if gives else None, None, blocks, given, shape, empty(x, shape))
     result = view(out, out=True)
     if result.shape != shape or result.dtype_name != given.dtype_name:
         raise ValueError(
             f"out has shape {result.shape} and dtype {result.dtype_name}, but the result of {name} has shape "
             f"{shape} and dtype {given.dtype_name}"
         )
-    return Operands(given if gives else None, result, blocks, given, None)
+    return Operands(given if gives else None, result, blocks, given, shape, None)
 
 
 def _shapes(
@@ -129,9 +120,9 @@ def _product(shape: tuple[int, ...]) -> int:
     return total
 
 
-def recipe(
+def make_program(
     request: Request, arrays: list[Operands], rank: int, size: int, hosts: Hosts, names: Names, lanes: int
-) -> Recipe:
+) -> Program:
     """The program of a call on these arrays (one, or a list's). Proves the plan first if it is a user's own.
 
     Buffers of the program: for array i, 2i is its input and 2i + 1 its result; the last one is scratch.
@@ -153,11 +144,10 @@ def recipe(
         actions += more
         scratch_bytes += used
     call = _fingerprint(request, arrays, size, root, names.algorithm(algorithm))
-    program = build(
+    return build(
         actions, call, buffers=scratch_buffer + 1, scratch_bytes=scratch_bytes,
         divisor=size if request.op == "mean" else 1,
     )  # fmt: skip
-    return Recipe(program, tuple(array.make for array in arrays))
 
 
 def _whole(collective: str, blocks: tuple[int, ...], size: int) -> int:
@@ -179,13 +169,16 @@ def _layout(request: Request, array: Operands, index: int, scratch: Place) -> Ar
 
 def _places(x: ArrayView, out: ArrayView, mine: Place, result: Place) -> tuple[Place, Place]:
     """The two places as offsets in one buffer where the arrays share memory."""
-    if x.address == out.address:
-        return (result, result) if x.nbytes <= out.nbytes else (mine, mine)
-    if out.address < x.address < out.address + out.nbytes:
+    if not overlap(x, out):
+        return mine, result
+    if x.address >= out.address and x.nbytes <= out.nbytes:
         return Place(result.buffer, x.address - out.address), result
-    if x.address < out.address < x.address + x.nbytes:
-        return mine, Place(mine.buffer, out.address - x.address)
-    return mine, result
+    return mine, Place(mine.buffer, out.address - x.address)
+
+
+def overlap(x: ArrayView, out: ArrayView) -> bool:
+    """Whether two arrays share memory."""
+    return x.address < out.address + out.nbytes and out.address < x.address + x.nbytes
 
 
 def _fingerprint(request: Request, arrays: list[Operands], size: int, root: int, algorithm: int) -> Call:
