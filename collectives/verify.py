@@ -15,7 +15,7 @@ from typing import Literal
 from collectives.graph import End, Graph, PlanError, build, where
 from collectives.plan import COLLECTIVES, Copy, Plan, Recv, Reduce, Send
 
-__all__ = ["PlanError", "Proof", "verify"]
+__all__ = ["PlanError", "Proof", "prove", "verify"]
 
 Symbol = tuple[int, int, bool]
 """Who contributed (bit mask of ranks), which input chunk of theirs, and whether in the canonical order."""
@@ -68,6 +68,11 @@ def verify(plan: Plan) -> Proof:
     Raises PlanError, naming rank and step, when steps are malformed or unmatched, would deadlock or overwrite
     what is still being sent, read a chunk that holds nothing, count a rank twice, or leave the wrong result.
     """
+    return prove(plan)[0]
+
+
+def prove(plan: Plan) -> tuple[Proof, Graph]:
+    """The proof, and the graph that it is about: who transfers what to whom, in which round."""
     graph = build(plan)
     sent: dict[tuple[int, int], int] = {}
     memory = _run(graph, sent)
@@ -82,7 +87,8 @@ def verify(plan: Plan) -> Proof:
             if symbol is None or symbol[0] != mask or symbol[1] != block * pieces + chunk % pieces:
                 raise _wrong_result(plan, rank, chunk, symbol, (mask, block * pieces + chunk % pieces, True))
             canonical = canonical and symbol[2]
-    return Proof(plan, max(graph.rounds, default=0), "canonical" if canonical else "fixed", sent)
+    rounds = max(graph.rounds, default=0)
+    return Proof(plan, rounds, "canonical" if canonical else "fixed", sent), graph
 
 
 @lru_cache(maxsize=256)

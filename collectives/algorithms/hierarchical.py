@@ -83,7 +83,7 @@ def reduce_scatter(rank: int, size: int, hosts: Hosts) -> Steps:
 
 @algorithm("all_gather", "hierarchical")
 def all_gather(rank: int, size: int, hosts: Hosts) -> Steps:
-    """Hand over by ranks that are on no rail, all-gather by doubling on the rails, broadcast inside the hosts.
+    """Hand over by ranks on no rail, all-gather by doubling on the rails, broadcast inside the hosts.
 
     The drawing is at the head of this file. H hosts, the smallest of C ranks, the largest of W.
 
