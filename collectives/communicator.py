@@ -128,12 +128,16 @@ class Communicator(Calls):
     def _remember(self, request: Request, resolved: _Resolved) -> None:
         """Lets the transport answer the next call of this kind at once."""
         x, out = request.x, request.out
-        usual = request.timeout_s is None and request.sizes is None and (out is None or out is x)
-        if self._table is None or not usual or resolved.single is None:
+        usual = request.timeout_s is None and request.sizes is None
+        single = resolved.single
+        if self._table is None or not usual or single is None:
             return
-        number, single = COLLECTIVE_NUMBERS[request.collective], resolved.single
+        if out is not x and single.input is not None and single.result is not None:
+            if overlap(single.input, single.result):
+                return
+        number = COLLECTIVE_NUMBERS[request.collective]
         self._table.add(
-            number, x, out is x, request.op, request.root, request.algorithm, resolved.compiled, self.timeout_s,
+            number, x, out, request.op, request.root, request.algorithm, resolved.compiled, self.timeout_s,
             single.make, single.shape,
         )  # fmt: skip
 

@@ -25,10 +25,10 @@ class QuickCalls(Protocol):
     """A table of calls seen before, which a transport can run without Python in between (engine/quick_calls.hpp)."""
 
     def add(
-        self, collective: int, x: Any, in_place: bool, op: str, root: int, algorithm: str, compiled: Compiled,
+        self, collective: int, x: Any, out: Any, op: str, root: int, algorithm: str, compiled: Compiled,
         timeout_s: float, make: Callable[[], Any] | None, shape: Sequence[int],
     ) -> None:  # fmt: skip
-        """Remembers a call with one array, whose result is new, `x` itself (`in_place`) or None (no `make`)."""
+        """Remembers a call with one array. Without `out`, `make` makes the result, or there is none on this rank."""
         ...
 
     def call(self, collective: int, x: Any, out: Any, op: str, root: int, algorithm: str) -> Any:

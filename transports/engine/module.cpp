@@ -279,7 +279,7 @@ NB_MODULE(_engine, m) {
                           nb::object on_failure) {
         new (self) QuickCalls(std::move(engine), std::move(tensor_type), std::move(on_failure), run);
       }, "engine"_a, "tensor_type"_a.none(), "on_failure"_a)
-      .def("add", &QuickCalls::add, "collective"_a, "x"_a, "in_place"_a, "op"_a, "root"_a, "algorithm"_a, "program"_a,
+      .def("add", &QuickCalls::add, "collective"_a, "x"_a, "out"_a.none(), "op"_a, "root"_a, "algorithm"_a, "program"_a,
            "token"_a, "timeout_s"_a, "make"_a.none(), "shape"_a)
       .def("call", &QuickCalls::call, "collective"_a, "x"_a.none(), "out"_a.none(), "op"_a, "root"_a, "algorithm"_a)
       .def("set_scratch", &QuickCalls::set_scratch, "address"_a)

@@ -25,50 +25,56 @@ class QuickCalls {
       : engine_(std::move(engine)), tensor_type_(std::move(tensor_type)), on_failure_(std::move(on_failure)), run_(run) {}
 
   // `make` makes the result; None: there is none on this rank. `shape` is its shape.
-  void add(int collective, nb::handle x, bool in_place, nb::object op, int root, nb::object algorithm,
+  void add(int collective, nb::handle x, nb::handle out, nb::object op, int root, nb::object algorithm,
            std::shared_ptr<Program> program, nb::object token, double timeout_s, nb::object make,
            std::vector<int64_t> shape) {
     Key key;
-    if (!describe(x, key)) return;
-    complete(key, collective, in_place, op, root, algorithm);
+    Memory from, to;
+    if (!describe(x, key.x, from) || (!out.is_none() && !describe(out, key.out, to))) return;
+    key.separate = !out.is_none() && out.ptr() != x.ptr();
+    complete(key, collective, op, root, algorithm);
     if (known_.size() >= kMostCalls) known_.clear();
     std::vector<npy_intp> dims(shape.begin(), shape.end());
     known_[key] = Known{std::move(program), std::move(token), timeout_s, std::move(make), std::move(dims),
-                        nb::borrow(static_cast<PyObject*>(key.dtype)), std::move(op), std::move(algorithm)};
+                        nb::borrow(static_cast<PyObject*>(key.x.dtype)), std::move(op), std::move(algorithm)};
   }
 
   nb::object call(int collective, nb::handle x, nb::handle out, nb::handle op, int root, nb::handle algorithm) {
-    bool in_place = out.ptr() == x.ptr();
     Key key;
-    if ((!in_place && !out.is_none()) || !describe(x, key)) return nb::borrow(Py_NotImplemented);
-    complete(key, collective, in_place, op, root, algorithm);
+    Memory from, to;
+    if (!describe(x, key.x, from)) return nb::borrow(Py_NotImplemented);
+    if (out.ptr() == x.ptr()) {
+      key.out = key.x;
+      to = from;
+    } else if (!out.is_none()) {
+      if (!describe(out, key.out, to) || (to.data < from.data + from.bytes && from.data < to.data + to.bytes)) {
+        return nb::borrow(Py_NotImplemented);
+      }
+      key.separate = true;
+    }
+    complete(key, collective, op, root, algorithm);
     auto found = known_.find(key);
-    if (found == known_.end() || (in_place && !writable_)) return nb::borrow(Py_NotImplemented);
+    if (found == known_.end() || !to.writable) return nb::borrow(Py_NotImplemented);
     Known& known = found->second;
-    nb::object result;
-    char *from = data_, *to = nullptr;
     auto program = known.program;  // the table may change while others run
     double timeout_s = known.timeout_s;
-    nb::object token = known.token;
-    if (in_place) {
-      result = nb::borrow(x);
-      to = from;
-    } else if (known.make.is_none()) {
-      result = nb::none();
-    } else if (key.numpy) {
-      Py_INCREF(known.dtype.ptr());  // PyArray_Empty takes it
-      result = nb::steal(PyArray_Empty(static_cast<int>(known.shape.size()), known.shape.data(),
-                                       reinterpret_cast<PyArray_Descr*>(known.dtype.ptr()), 0));
-      if (!result.is_valid()) throw nb::python_error();
-      to = static_cast<char*>(PyArray_DATA(reinterpret_cast<PyArrayObject*>(result.ptr())));
-    } else {
-      nb::object make = known.make;
-      result = make();
-      to = tensor_data(result);
+    nb::object token = known.token, result = nb::borrow(out);
+    if (out.is_none() && !known.make.is_none()) {
+      if (key.x.numpy) {
+        Py_INCREF(known.dtype.ptr());  // PyArray_Empty takes it
+        result = nb::steal(PyArray_Empty(static_cast<int>(known.shape.size()), known.shape.data(),
+                                         reinterpret_cast<PyArray_Descr*>(known.dtype.ptr()), 0));
+        if (!result.is_valid()) throw nb::python_error();
+        to.data = static_cast<char*>(PyArray_DATA(reinterpret_cast<PyArrayObject*>(result.ptr())));
+      } else {
+        nb::object make = known.make;
+        result = make();
+        to.data = tensor_data(result);
+      }
     }
-    buffers_.assign({from, to, scratch_});
     std::vector<char*> buffers;
     buffers.swap(buffers_);
+    buffers.assign({from.data, to.data, scratch_});
     int kind = run_(*engine_, program, timeout_s, buffers);
     buffers_.swap(buffers);
     if (kind != 0) on_failure_(token);
@@ -82,25 +88,31 @@ class QuickCalls {
   static constexpr size_t kMostCalls = 4096;
   static constexpr int kDims = 6;
 
-  struct Key {
+  struct Memory {
+    char* data = nullptr;
+    size_t bytes = 0;
+    bool writable = true;
+  };
+  struct Array {  // what of an array a call depends on
     void* dtype = nullptr;
+    bool numpy = false;
+    int16_t dims = 0;
+    int64_t shape[kDims] = {};
+    bool operator==(const Array&) const = default;
+  };
+  struct Key {
+    Array x, out;
     void* op = nullptr;
     void* algorithm = nullptr;
     int32_t collective = 0, root = 0;
-    bool numpy = false, in_place = false;
-    int16_t dims = 0;
-    int64_t shape[kDims] = {};
-
-    bool operator==(const Key& o) const {
-      return dtype == o.dtype && op == o.op && algorithm == o.algorithm && collective == o.collective &&
-             root == o.root && numpy == o.numpy && in_place == o.in_place && dims == o.dims &&
-             std::equal(shape, shape + kDims, o.shape);
-    }
+    bool separate = false;  // `out` is given and is not `x`
+    bool operator==(const Key&) const = default;
   };
   struct Hash {
     size_t operator()(const Key& k) const {
-      size_t h = reinterpret_cast<size_t>(k.dtype) ^ (static_cast<size_t>(k.collective) << 7) ^ (k.in_place ? 1 : 0);
-      for (int64_t n : k.shape) h = h * 0x9e3779b97f4a7c15 + static_cast<size_t>(n);
+      size_t h = reinterpret_cast<size_t>(k.x.dtype) ^ (static_cast<size_t>(k.collective) << 7) ^
+                 static_cast<size_t>(k.x.dims) ^ (static_cast<size_t>(k.out.dims) << 4) ^ (k.separate ? 1 : 0);
+      for (int i = 0; i < k.x.dims; i++) h = h * 0x9e3779b97f4a7c15 + static_cast<size_t>(k.x.shape[i]);
       return h ^ reinterpret_cast<size_t>(k.op) ^ (reinterpret_cast<size_t>(k.algorithm) << 1) ^
              static_cast<size_t>(k.root);
     }
@@ -114,39 +126,41 @@ class QuickCalls {
     nb::object dtype, op, algorithm;  // keep the objects whose addresses are in the key
   };
 
-  static void complete(Key& key, int collective, bool in_place, nb::handle op, int root, nb::handle algorithm) {
+  static void complete(Key& key, int collective, nb::handle op, int root, nb::handle algorithm) {
     key.collective = collective;
-    key.in_place = in_place;
     key.op = op.ptr();  // names in source code are one object; others take the long way
     key.root = root;
     key.algorithm = algorithm.ptr();
   }
 
-  // Fills in dtype and shape and notes where the data is; false for what is no plain C-contiguous array.
-  bool describe(nb::handle x, Key& key) {
+  // Fills in what an array is and where; false for what is no plain C-contiguous array.
+  bool describe(nb::handle x, Array& array, Memory& memory) {
     if (Py_TYPE(x.ptr()) == &PyArray_Type) {
       auto* a = reinterpret_cast<PyArrayObject*>(x.ptr());
       int dims = PyArray_NDIM(a);
       if (dims > kDims || !PyArray_IS_C_CONTIGUOUS(a)) return false;
-      key.numpy = true;
-      key.dtype = PyArray_DESCR(a);
-      key.dims = static_cast<int16_t>(dims);
-      for (int i = 0; i < dims; i++) key.shape[i] = PyArray_DIM(a, i);
-      data_ = static_cast<char*>(PyArray_DATA(a));
-      writable_ = PyArray_ISWRITEABLE(a);
+      array.numpy = true;
+      array.dtype = PyArray_DESCR(a);
+      array.dims = static_cast<int16_t>(dims);
+      std::copy_n(PyArray_DIMS(a), dims, array.shape);
+      memory = {static_cast<char*>(PyArray_DATA(a)), static_cast<size_t>(PyArray_NBYTES(a)),
+                PyArray_ISWRITEABLE(a) != 0};
       return true;
     }
     if (tensor_type_.is_none() || Py_TYPE(x.ptr()) != reinterpret_cast<PyTypeObject*>(tensor_type_.ptr())) return false;
     try {
-      if (!yes(x.attr(is_cpu_)) || !yes(x.attr(is_contiguous_)()) || yes(x.attr(is_neg_)())) return false;
+      if (!yes(x.attr(is_cpu_)) || !yes(x.attr(is_contiguous_)()) || yes(x.attr(is_neg_)()) ||
+          yes(x.attr(is_conj_)())) {
+        return false;
+      }
       nb::object shape = x.attr(shape_);
       Py_ssize_t dims = PyTuple_GET_SIZE(shape.ptr());
       if (dims > kDims) return false;
-      key.dtype = nb::object(x.attr(dtype_)).ptr();
-      key.dims = static_cast<int16_t>(dims);
-      for (Py_ssize_t i = 0; i < dims; i++) key.shape[i] = PyLong_AsLongLong(PyTuple_GET_ITEM(shape.ptr(), i));
-      data_ = tensor_data(x);
-      writable_ = true;
+      array.dtype = nb::object(x.attr(dtype_)).ptr();
+      array.dims = static_cast<int16_t>(dims);
+      for (Py_ssize_t i = 0; i < dims; i++) array.shape[i] = PyLong_AsLongLong(PyTuple_GET_ITEM(shape.ptr(), i));
+      memory.data = tensor_data(x);
+      memory.bytes = static_cast<size_t>(PyLong_AsLongLong(nb::object(x.attr(nbytes_)).ptr()));
       return true;
     } catch (nb::python_error&) {  // a sparse tensor, for one: the long way has the words for it
       return false;
@@ -164,11 +178,10 @@ class QuickCalls {
   char* scratch_ = nullptr;
   std::unordered_map<Key, Known, Hash> known_;
   std::vector<char*> buffers_;
-  char* data_ = nullptr;
-  bool writable_ = false;
   static nb::object name(const char* text) { return nb::steal(PyUnicode_InternFromString(text)); }
-  nb::object is_cpu_ = name("is_cpu"), is_contiguous_ = name("is_contiguous"), is_neg_ = name("is_neg");
-  nb::object shape_ = name("shape"), dtype_ = name("dtype"), data_ptr_ = name("data_ptr");
+  nb::object is_cpu_ = name("is_cpu"), is_contiguous_ = name("is_contiguous"), is_neg_ = name("is_neg"),
+             is_conj_ = name("is_conj");
+  nb::object shape_ = name("shape"), dtype_ = name("dtype"), data_ptr_ = name("data_ptr"), nbytes_ = name("nbytes");
 };
 
 }  // namespace treering

@@ -214,11 +214,11 @@ class _QuickCalls:
         self.call, self.clear, self.set_scratch = self._table.call, self._table.clear, self._table.set_scratch
 
     def add(
-        self, collective: int, x: Any, in_place: bool, op: str, root: int, algorithm: str, compiled: _Compiled,
+        self, collective: int, x: Any, out: Any, op: str, root: int, algorithm: str, compiled: _Compiled,
         timeout_s: float, make: Callable[[], Any] | None, shape: Sequence[int],
     ) -> None:  # fmt: skip
         self._table.add(
-            collective, x, in_place, op, root, algorithm, compiled.native, compiled, timeout_s, make, list(shape)
+            collective, x, out, op, root, algorithm, compiled.native, compiled, timeout_s, make, list(shape)
         )
 
 
