@@ -25,6 +25,7 @@ struct Kernels {
   Divide divide[kDtypes];
 };
 
-const Kernels& kernels();
+const Kernels& kernels();                  // the best this processor has
+const Kernels* const* kernel_variants();   // all that it can run, the best first, then null
 
 }  // namespace treering

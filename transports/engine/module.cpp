@@ -191,6 +191,15 @@ struct StartedCall {
   }
 };
 
+// The kernels of one variant by name; the best ones for no name.
+const Kernels& variant_of(const std::string& name) {
+  if (name.empty()) return kernels();
+  for (const Kernels* const* v = kernel_variants(); *v != nullptr; v++) {
+    if (name == (*v)->name) return **v;
+  }
+  throw nb::value_error("this processor has no such variant of the kernels");
+}
+
 }  // namespace
 }  // namespace treering
 
@@ -285,11 +294,23 @@ NB_MODULE(_engine, m) {
       .def("set_scratch", &QuickCalls::set_scratch, "address"_a)
       .def("clear", &QuickCalls::clear);
 
-  m.def("kernels", [] { return std::string(kernels().name); });
-  m.def("combine", [](int dtype, int op, uintptr_t out, uintptr_t a, uintptr_t b, size_t elements) {
-    Combine f = dtype >= 0 && dtype < kDtypes && op >= 0 && op < kOps ? kernels().combine[dtype][op] : nullptr;
+  m.def("kernel_variants", [] {
+    std::vector<std::string> names;
+    for (const Kernels* const* v = kernel_variants(); *v != nullptr; v++) names.emplace_back((*v)->name);
+    return names;
+  });
+  m.def("combine", [](int dtype, int op, uintptr_t out, uintptr_t a, uintptr_t b, size_t elements,
+                      const std::string& variant) {
+    Combine f = dtype >= 0 && dtype < kDtypes && op >= 0 && op < kOps ? variant_of(variant).combine[dtype][op] : nullptr;
     if (f == nullptr) throw nb::value_error("the operation has no meaning for the dtype");
     nb::gil_scoped_release no_gil;
     f(reinterpret_cast<char*>(out), reinterpret_cast<const char*>(a), reinterpret_cast<const char*>(b), elements);
-  }, "dtype"_a, "op"_a, "out"_a, "a"_a, "b"_a, "elements"_a);
+  }, "dtype"_a, "op"_a, "out"_a, "a"_a, "b"_a, "elements"_a, "variant"_a = "");
+  m.def("divide", [](int dtype, uintptr_t out, uintptr_t a, size_t elements, int64_t divisor,
+                     const std::string& variant) {
+    Divide f = dtype >= 0 && dtype < kDtypes && divisor > 0 ? variant_of(variant).divide[dtype] : nullptr;
+    if (f == nullptr) throw nb::value_error("a division has no meaning for the dtype, or for a divisor below 1");
+    nb::gil_scoped_release no_gil;
+    f(reinterpret_cast<char*>(out), reinterpret_cast<const char*>(a), elements, divisor);
+  }, "dtype"_a, "out"_a, "a"_a, "elements"_a, "divisor"_a, "variant"_a = "");
 }

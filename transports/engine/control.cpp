@@ -1,0 +1,290 @@
+// Connections between engines: lanes and registered memory as they come, the control connections and their thread, and
+// how a failure gets around.
+#include <errno.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+
+#include <algorithm>
+#include <stdexcept>
+
+#include "engine.hpp"
+#include "system.hpp"
+
+namespace treering {
+namespace {
+
+constexpr size_t kDirectBytes = 32 << 10;  // from here on, registered memory is read in place
+
+}  // namespace
+
+void Engine::attach_control(int peer, int fd) {
+  std::lock_guard lock(mutex_);
+  Link& link = *links_.at(static_cast<size_t>(peer));
+  if (link.control >= 0 || closed_) {
+    ::close(fd);
+    return;
+  }
+  link.control = fd;
+  epoll_event event{};
+  event.events = EPOLLIN;
+  event.data.u32 = static_cast<uint32_t>(peer);
+  epoll_ctl(epoll_fd_, EPOLL_CTL_ADD, fd, &event);
+  if (!control_thread_.joinable()) control_thread_ = std::thread([this] { control_loop(); });
+  if (failed_.load(std::memory_order_relaxed)) {  // it comes late: tell it the cause
+    Frame frame;
+    frame.type = FrameType::revoke;
+    frame.failure = failure_;
+    send_frame(peer, frame);
+  }
+}
+
+void Engine::attach_lane(int peer, int lane, std::unique_ptr<Lane> made) {
+  std::lock_guard lock(mutex_);
+  auto& place = links_.at(static_cast<size_t>(peer))->lanes[lane];
+  if (!place && !closed_) place = std::move(made);
+}
+
+bool Engine::has_lane(int peer, int lane) {
+  std::lock_guard lock(mutex_);
+  Link& link = *links_.at(static_cast<size_t>(peer));
+  return link.control >= 0 && link.lanes[lane] != nullptr;
+}
+
+const char* Engine::peer_region(int peer, uint32_t id, uint64_t up_to) {
+  std::lock_guard lock(mutex_);
+  auto& regions = links_[static_cast<size_t>(peer)]->regions;
+  if (id >= regions.size() || regions[id].base == nullptr || up_to > regions[id].bytes) return nullptr;
+  return regions[id].base;
+}
+
+uint32_t Engine::add_region(char* base, uint64_t bytes, int fd) {
+  std::lock_guard lock(mutex_);
+  if (regions_.empty()) regions_.emplace_back();  // id 0 means "not registered"
+  auto free = std::find_if(regions_.begin() + 1, regions_.end(), [](const Region& r) { return r.base == nullptr; });
+  if (free == regions_.end()) {
+    if (regions_.size() == (1 << 16)) throw std::runtime_error("more than 65535 registered buffers");
+    free = regions_.insert(free, Region{});
+  }
+  *free = Region{base, bytes, fd};
+  return static_cast<uint32_t>(free - regions_.begin());
+}
+
+void Engine::drop_region(uint32_t id) {
+  std::lock_guard lock(mutex_);
+  if (closed_ || id >= regions_.size()) return;
+  ::close(regions_[id].fd);
+  regions_[id] = Region{};
+  for (int peer = 0; peer < size_; peer++) {
+    Link& link = *links_[static_cast<size_t>(peer)];
+    if (id >= link.announced.size() || !link.announced[id]) continue;
+    link.announced[id] = false;
+    Frame frame;
+    frame.type = FrameType::region_drop;
+    frame.id = id;
+    send_frame(peer, frame);
+  }
+}
+
+// Where `data` lies in registered memory, as a header says it; 0 if the payload should travel in the lane.
+// The first use of a region with a peer passes its descriptor over the control connection.
+uint64_t Engine::direct_for(const Step& step, const char* data, const Lane& lane) {
+  if (step.bytes < kDirectBytes || dynamic_cast<const ShmLane*>(&lane) == nullptr) return 0;
+  std::lock_guard lock(mutex_);
+  for (size_t id = 1; id < regions_.size(); id++) {
+    const Region& region = regions_[id];
+    if (region.base == nullptr || data < region.base || data + step.bytes > region.base + region.bytes) continue;
+    Link& link = *links_[static_cast<size_t>(step.peer)];
+    if (link.announced.size() <= id) link.announced.resize(id + 1);
+    if (!link.announced[id]) {
+      Frame frame;
+      frame.type = FrameType::region;
+      frame.id = static_cast<uint32_t>(id);
+      frame.bytes = region.bytes;
+      send_frame(step.peer, frame, region.fd);
+      link.announced[id] = true;
+    }
+    return (uint64_t{id} << 48) | static_cast<uint64_t>(data - region.base);
+  }
+  return 0;
+}
+
+void Engine::fail(Failure failure) {
+  std::lock_guard lock(mutex_);
+  fail_locked(failure, -1);
+}
+
+void Engine::fail_locked(Failure failure, int but_not_to) {
+  if (failure_.kind != FailureKind::none) return;
+  failure_ = failure;
+  failed_.store(true, std::memory_order_release);
+  Frame frame;
+  frame.type = FrameType::revoke;
+  frame.failure = failure;
+  for (int peer = 0; peer < size_; peer++) {
+    if (peer != but_not_to) send_frame(peer, frame);
+  }
+  wake();
+}
+
+Failure Engine::failure() {
+  std::lock_guard lock(mutex_);
+  return failure_;
+}
+
+void Engine::wake() {
+  signal_fd(wake_fd_);
+  changed_.notify_all();
+}
+
+void Engine::send_frame(int peer, const Frame& given, int pass_fd) {
+  Link& link = *links_[static_cast<size_t>(peer)];
+  if (link.control < 0 || link.departed.load(std::memory_order_relaxed)) return;
+  Frame frame = given;
+  frame.comm = comm_;
+  iovec part{&frame, sizeof frame};
+  msghdr message{};
+  message.msg_iov = &part;
+  message.msg_iovlen = 1;
+  alignas(cmsghdr) char space[CMSG_SPACE(sizeof(int))] = {};
+  if (pass_fd >= 0) {
+    message.msg_control = space;
+    message.msg_controllen = sizeof space;
+    cmsghdr* header = CMSG_FIRSTHDR(&message);
+    header->cmsg_level = SOL_SOCKET;
+    header->cmsg_type = SCM_RIGHTS;
+    header->cmsg_len = CMSG_LEN(sizeof(int));
+    std::memcpy(CMSG_DATA(header), &pass_fd, sizeof(int));
+  }
+  // A frame is far smaller than the socket's buffer, which holds more than can ever be outstanding: it goes out whole,
+  // or the peer is stopped or dead and does not miss it.
+  [[maybe_unused]] auto n = ::sendmsg(link.control, &message, MSG_DONTWAIT | MSG_NOSIGNAL);
+}
+
+void Engine::control_loop() {
+  epoll_event events[32];
+  while (!closing_.load(std::memory_order_acquire)) {
+    int n = epoll_wait(epoll_fd_, events, 32, -1);
+    for (int i = 0; i < n; i++) {
+      uint32_t peer = events[i].data.u32;
+      if (peer == static_cast<uint32_t>(size_)) {
+        clear_fd(control_wake_fd_);
+      } else {
+        read_control(static_cast<int>(peer));
+      }
+    }
+  }
+}
+
+void Engine::read_control(int peer) {
+  std::lock_guard lock(mutex_);
+  Link& link = *links_[static_cast<size_t>(peer)];
+  if (link.control < 0) return;
+  char data[4096];
+  iovec part{data, sizeof data};
+  alignas(cmsghdr) char space[CMSG_SPACE(8 * sizeof(int))];
+  msghdr message{};
+  message.msg_iov = &part;
+  message.msg_iovlen = 1;
+  message.msg_control = space;
+  message.msg_controllen = sizeof space;
+  ssize_t n = ::recvmsg(link.control, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+  if (n < 0 && (errno == EAGAIN || errno == EINTR)) return;
+  if (n <= 0) {
+    epoll_ctl(epoll_fd_, EPOLL_CTL_DEL, link.control, nullptr);
+    if (!link.departed.load(std::memory_order_relaxed)) {  // an end without GOODBYE
+      Failure failure;
+      failure.kind = FailureKind::lost;
+      failure.culprit = peer;
+      failure.detector = rank_;
+      failure.mine = history_[begun_.load(std::memory_order_relaxed) % kHistory];
+      fail_locked(failure, peer);
+    }
+    return;
+  }
+  for (cmsghdr* c = CMSG_FIRSTHDR(&message); c != nullptr; c = CMSG_NXTHDR(&message, c)) {
+    if (c->cmsg_level != SOL_SOCKET || c->cmsg_type != SCM_RIGHTS) continue;
+    size_t fds = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+    for (size_t i = 0; i < fds; i++) {
+      int fd;
+      std::memcpy(&fd, CMSG_DATA(c) + i * sizeof(int), sizeof(int));
+      link.passed_fds.push_back(fd);
+    }
+  }
+  link.partial.append(data, static_cast<size_t>(n));
+  while (link.partial.size() >= sizeof(Frame)) {
+    Frame frame;
+    std::memcpy(&frame, link.partial.data(), sizeof frame);
+    link.partial.erase(0, sizeof frame);
+    handle(peer, frame);
+  }
+}
+
+void Engine::handle(int peer, const Frame& frame) {
+  Link& link = *links_[static_cast<size_t>(peer)];
+  Failure failure;
+  failure.culprit = peer;
+  failure.detector = rank_;
+  if (frame.magic != kMagic || frame.comm != comm_) {
+    failure.kind = FailureKind::wire;
+    fail_locked(failure, -1);
+    return;
+  }
+  switch (frame.type) {
+    case FrameType::goodbye:
+      link.departed.store(true, std::memory_order_release);
+      wake();
+      break;
+    case FrameType::revoke:
+      fail_locked(frame.failure, peer);
+      break;
+    case FrameType::query: {
+      uint64_t begun = begun_.load(std::memory_order_acquire);
+      const Call& asked = frame.call;
+      Frame answer;
+      answer.type = FrameType::state;
+      answer.last_seq = begun;
+      if (asked.point_to_point == 0 && asked.seq <= begun) {
+        if (begun - asked.seq < kHistory) {
+          const Call& ours = history_[asked.seq % kHistory];
+          if (std::memcmp(&ours, &asked, sizeof(Call)) != 0) {
+            failure.kind = FailureKind::mismatch;
+            failure.mine = ours;
+            failure.theirs = asked;
+            fail_locked(failure, -1);
+            return;
+          }
+        }
+        answer.inside = ended_.load(std::memory_order_acquire) >= asked.seq ? 2 : 1;
+        answer.blames = blames_;
+        answer.reason = reason_;
+        answer.blamed_seq = blamed_seq_;
+      }
+      send_frame(peer, answer);
+      break;
+    }
+    case FrameType::state:
+      link.state = frame;
+      link.answered_at = now_s();
+      break;
+    case FrameType::region: {
+      if (link.passed_fds.empty() || frame.id >= (1 << 16)) break;
+      int fd = link.passed_fds.front();
+      link.passed_fds.pop_front();
+      void* base = mmap(nullptr, frame.bytes, PROT_READ, MAP_SHARED, fd, 0);
+      ::close(fd);
+      if (base == MAP_FAILED) break;
+      if (link.regions.size() <= frame.id) link.regions.resize(frame.id + 1);
+      link.regions[frame.id] = Region{static_cast<char*>(base), frame.bytes, -1};
+      wake();
+      break;
+    }
+    case FrameType::region_drop:
+      if (frame.id < link.regions.size() && link.regions[frame.id].base != nullptr) {
+        munmap(link.regions[frame.id].base, link.regions[frame.id].bytes);
+        link.regions[frame.id] = Region{};
+      }
+      break;
+  }
+}
+
+}  // namespace treering
