@@ -102,10 +102,21 @@ class Endpoint:
     def __repr__(self) -> str:
         return f"<Endpoint of rank {self.rank} of {self.size} on {len(self.hosts)} host(s)>"
 
+    def __enter__(self) -> Endpoint:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     @property
     def refused(self) -> int:
         """How many connections were turned away so far."""
         return self._listener.refused if self._listener is not None else 0
+
+    @property
+    def waiting(self) -> int:
+        """How many connections wait for a communicator that this rank has not opened yet."""
+        return self._listener.waiting if self._listener is not None else 0
 
     def same_host(self, peer: int) -> bool:
         """Whether memory and Unix sockets can be shared with that rank."""

@@ -161,7 +161,7 @@ class Acceptor(_Side):
 
     def _check_opening(self, message: dict[str, Any]) -> int:
         terms = self._terms
-        if message.get("treering") != VERSION:
+        if message.get("treering") != VERSION or type(message["treering"]) is not int:
             raise Refused(f"rank {self._rank} speaks version {VERSION} of the protocol")
         for name, here in (
             ("job", terms.job),

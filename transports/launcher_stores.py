@@ -20,8 +20,6 @@ from transports.stores import MAX_CARD_BYTES, missing_text, size_text
 
 __all__ = ["MpiStore", "TorchStore", "torch_tcp_store"]
 
-_LOOK_EVERY_S = 0.1
-
 
 def torch_tcp_store(host: str, port: int, *, serve: bool) -> Callable[[float], Any]:
     """A function that opens torch's TCPStore at that address within so many seconds; `serve`: this process
@@ -52,7 +50,8 @@ def torch_tcp_store(host: str, port: int, *, serve: bool) -> Callable[[float], A
         except RuntimeError as error:
             verb = "opened" if serve else "reached"
             raise RendezvousError(
-                f"the launcher's store at {host}:{port} could not be {verb} within {timeout_s:.1f} s: {_line(error)}"
+                f"the launcher's store at {host}:{port} could not be {verb} within {timeout_s:.1f} s: "
+                + _line(error)
             ) from error
 
     return open_store
@@ -105,12 +104,15 @@ class TorchStore:
             there, here = f"process {pid} on {host}", f"process {process.pid} on {process.host}"
             raise RendezvousError(f"rank {rank} is there twice: {there} and {here}")
         keys = [f"{prefix}/card/{peer}" for peer in range(size)]
-        while not self._wait(keys, min(_LOOK_EVERY_S, began + deadline_s - time.monotonic())):
+        pause_s = 0.001
+        while not store.check(keys):  # torch's own wait() fills the terminal with warnings when it times out
             if store.check([f"{prefix}/trouble"]):
                 raise RendezvousError(store.get(f"{prefix}/trouble").decode())
             if time.monotonic() - began > deadline_s:
                 missing = [peer for peer, key in enumerate(keys) if not store.check([key])]
                 raise RendezvousError(missing_text(missing, size, time.monotonic() - began))
+            time.sleep(pause_s)
+            pause_s = min(pause_s * 1.2, 0.05)
         cards: list[bytes] = []
         for peer, raw in enumerate(store.multi_get(keys)):
             said, _, _, text = json.loads(raw)
@@ -127,15 +129,6 @@ class TorchStore:
         except RendezvousError as error:
             self._store.compare_set(key, "", str(error))
             raise
-
-    def _wait(self, keys: list[str], timeout_s: float) -> bool:
-        try:
-            self._store.wait(keys, timedelta(seconds=max(timeout_s, 0.001)))
-        except RuntimeError as error:
-            if type(error).__name__ != "DistStoreError":  # that one is the time-out
-                raise
-            return False
-        return True
 
     def _stay_until_read(self, key: str, size: int, deadline: float) -> None:
         while self._store.add(key, 0) < size and time.monotonic() < deadline:
@@ -206,7 +199,8 @@ class MpiStore:
         while len(cards) < size:
             received = self._receive(self._mpi.ANY_SOURCE, self._CARD_TAG, deadline)
             if received is None:
-                return missing_text([peer for peer in range(size) if peer not in cards], size, deadline_s), []
+                missing = [peer for peer in range(size) if peer not in cards]
+                return missing_text(missing, size, deadline_s), []
             peer, raw = received
             number, said, text = json.loads(raw)
             if said != size:

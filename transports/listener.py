@@ -123,6 +123,11 @@ class Listener:
                 del self._closed_names[next(iter(self._closed_names))]
         self._call(lambda: self._deliver_parked(comm))
 
+    @property
+    def waiting(self) -> int:
+        """How many proved connections wait for their communicator."""
+        return sum(len(guests) for guests in list(self._parked.values()))
+
     def close(self) -> None:
         """Ends the thread and closes every connection that was not handed over. Safe to call twice."""
         self._closing = True
@@ -285,7 +290,7 @@ class Listener:
         if accept is None:
             if closed:
                 self._dismiss(guest, fds, f"communicator {comm} is closed on rank {self._rank}")
-            elif sum(map(len, self._parked.values())) >= MAX_PARKED:
+            elif self.waiting >= MAX_PARKED:
                 self._dismiss(guest, fds, f"{MAX_PARKED} connections wait on rank {self._rank} already")
             else:
                 guest.fds = fds
@@ -328,8 +333,8 @@ class Listener:
     def _refuse(self, guest: _Guest, reason: str) -> None:
         self._guests.pop(guest.sock, None)
         self._proved.pop(guest.sock, None)
-        self._drop(guest, [])
         self._count(f"{guest.name}: {reason}")
+        self._drop(guest, [])
 
     def _drop(self, guest: _Guest, fds: list[int]) -> None:
         with contextlib.suppress(KeyError, ValueError):

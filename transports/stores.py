@@ -105,10 +105,9 @@ class FileStore:
         return f"FileStore({str(self.path)!r})"
 
     def exchange(self, rank: int, size: int, card: bytes, deadline_s: float) -> list[bytes]:
-        name = f"{self._namespace}\0{self._round}".encode()
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
-            gathering = _Gathering(self.path, hashlib.sha256(name).hexdigest()[:12], rank, size, card)
+            gathering = _Gathering(self.path, self._gathering_prefix(), rank, size, card)
             self._joined.append(gathering)
             cards = gathering.run(deadline_s)
             self._round += 1  # a failed round may be tried again: the others may still be on their way to it
@@ -117,6 +116,10 @@ class FileStore:
             raise RendezvousError(
                 f"the directory {self.path} of the file store cannot be used: {error}"
             ) from error
+
+    def _gathering_prefix(self) -> str:
+        """What the names of this round's files start with."""
+        return hashlib.sha256(f"{self._namespace}\0{self._round}".encode()).hexdigest()[:12]
 
     def close(self) -> None:
         while self._joined:
@@ -200,20 +203,28 @@ class _Gathering:
                 (self.path / name).unlink(missing_ok=True)
 
     def _choose(self) -> list[str]:
-        """The incarnation of every rank when there is exactly one of each, else []. Raises when it cannot
-        become so.
+        """One incarnation for each rank, [] while some are missing.
+
+        What is wrong is raised only when nobody is missing (or at the deadline): so that those who come last hear of
+        it too, instead of waiting for ranks that have given up.
         """
-        candidates: dict[int, list[_Card]] = {}
-        for card in self._candidates():
-            if card.size != self.me.size:
-                raise RendezvousError(size_text(self.me.rank, self.me.size, card.rank, card.size))
-            candidates.setdefault(card.rank, []).append(card)
-        for claims in candidates.values():
-            if len(claims) > 1:
-                raise RendezvousError(self._double_text(claims))
-        if len(candidates) < self.me.size:
+        candidates = self._candidates()
+        by_rank = {card.rank: card.incarnation for card in candidates}
+        if any(rank not in by_rank for rank in range(self.me.size)):
             return []
-        return [candidates[rank][0].incarnation for rank in range(self.me.size)]
+        problem = self._problem(candidates)
+        if problem:
+            raise RendezvousError(problem)
+        return [by_rank[rank] for rank in range(self.me.size)]
+
+    def _problem(self, candidates: Sequence[_Card]) -> str:
+        claims: dict[int, list[_Card]] = {}
+        for card in candidates:
+            if card.size != self.me.size:
+                return size_text(self.me.rank, self.me.size, card.rank, card.size)
+            claims.setdefault(card.rank, []).append(card)
+        double = next((cards for cards in claims.values() if len(cards) > 1), None)
+        return self._double_text(double) if double else ""
 
     def _candidates(self) -> list[_Card]:
         """The cards that may still become part of a group with this rank."""
@@ -259,13 +270,17 @@ class _Gathering:
             return size_text(self.me.rank, self.me.size, group[0].rank, group[0].size)
         other = next(card for card in group if card.rank == self.me.rank)
         return (
-            f"rank {self.me.rank} is there twice: {self.me} came when {other} had already joined the other "
-            f"ranks; a second job needs a directory of its own instead of {self.path}"
+            f"rank {self.me.rank} is there twice: {self.me} came when {other} had already joined the "
+            f"others; a second job needs a directory of its own instead of {self.path}"
         )
 
     def _deadline_text(self, waited_s: float) -> str:
         self._look_for_dead_at = 0.0
-        here = {card.rank for card in self._candidates()}
+        candidates = self._candidates()
+        problem = self._problem(candidates)
+        if problem:
+            return problem
+        here = {card.rank for card in candidates}
         absent = [rank for rank in range(self.me.size) if rank not in here]
         if absent:
             died = [c for i, c in self.cards.items() if c.rank in absent and i not in self.left]
@@ -275,9 +290,7 @@ class _Gathering:
                 if not is_running(card.process)
             ]
             return missing_text(absent, self.me.size, waited_s, notes)
-        silent = [
-            card for card in self._candidates() if card.incarnation not in self.votes and card is not self.me
-        ]
+        silent = [card for card in candidates if card.incarnation not in self.votes and card is not self.me]
         names = ", ".join(f"rank {card.rank} ({card})" for card in silent)
         return f"after {waited_s:.1f} s these ranks are there but do not answer: {names}"
 
