@@ -144,7 +144,7 @@ struct PreparedCall {
 nb::dict to_dict(const Call& c) {
   nb::dict d;
   d["seq"] = c.seq;
-  d["count"] = c.count;
+  d["elements"] = c.count;
   d["algorithm"] = c.algorithm;
   d["root"] = c.root;
   d["collective"] = c.collective;
