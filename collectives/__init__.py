@@ -23,7 +23,7 @@ for _sibling in ("transports",):  # the names are generic: another package may b
     if _found != _wanted:
         raise ImportError(f"{_found} hides the package {_sibling!r} of treering, which is {_wanted}; rename or move it")
 
-import collectives.algorithms  # noqa: E402  (registers the algorithms)
+from collectives import algorithms as _builtin  # noqa: E402  (registers them)
 from collectives.choose import choose  # noqa: E402
 from collectives.communicator import Communicator  # noqa: E402
 from collectives.connect import connect, connect_threads  # noqa: E402
@@ -52,6 +52,8 @@ from collectives.plan import (  # noqa: E402
 )
 from collectives.verify import PlanError, Proof, verify  # noqa: E402
 from collectives.work import Work  # noqa: E402
+
+del _builtin
 
 __all__ = [
     "CollectiveError",

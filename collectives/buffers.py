@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from transports.program import DTYPES
 
 __all__ = ["ArrayView", "check_op", "empty", "view"]
 
+_Array = np.ndarray[Any, np.dtype[Any]]
 _DLPACK_CPU = 1
 _FLOATS = frozenset({"float16", "bfloat16", "float32", "float64"})
 _OPS = ("sum", "prod", "min", "max", "mean", "and", "or", "xor")
@@ -33,14 +34,14 @@ class ArrayView(NamedTuple):
     original: Any
 
     @property
-    def count(self) -> int:
+    def elements(self) -> int:
         """Number of elements."""
         return int(np.prod(self.shape, dtype=np.int64))
 
     @property
     def nbytes(self) -> int:
         """Size in bytes."""
-        return self.count * self.item_bytes
+        return self.elements * self.item_bytes
 
 
 def view(x: Any, *, out: bool = False) -> ArrayView:
@@ -52,22 +53,26 @@ def view(x: Any, *, out: bool = False) -> ArrayView:
     if torch is not None and isinstance(x, torch.Tensor):
         return _view_torch(torch, x, out)
     if isinstance(x, np.ndarray):
-        return _view_numpy(x, x, out)
+        return _view_numpy(cast("_Array", x), x, out)
     if hasattr(x, "__dlpack__") and hasattr(x, "__dlpack_device__"):
         kind, _ = x.__dlpack_device__()
         if int(kind) != _DLPACK_CPU:
-            raise TypeError(f"a {type(x).__name__} on a device (DLPack type {int(kind)}): this transport takes arrays in CPU memory")
+            raise TypeError(
+                f"a {type(x).__name__} on a device (DLPack type {int(kind)}): this transport takes arrays in CPU memory"
+            )
         return _view_numpy(np.from_dlpack(x), x, out)
     if isinstance(x, np.generic):
-        raise TypeError(f"a numpy scalar ({type(x).__name__}) is no array: pass numpy.asarray(x)")
-    raise TypeError(f"{_article(type(x).__name__)} is no array: pass a numpy array, a torch tensor or a DLPack object")
+        raise TypeError("a numpy scalar is no array: pass numpy.asarray(x)")
+    name = type(x).__name__
+    article = "an" if name[:1].lower() in "aeiou" else "a"
+    raise TypeError(f"{article} {name} is no array: pass a numpy array, a torch tensor or a DLPack object")
 
 
-def _view_numpy(x: np.ndarray[Any, Any], original: Any, out: bool) -> ArrayView:
+def _view_numpy(x: _Array, original: Any, out: bool) -> ArrayView:
     if x.dtype.hasobject:
         raise TypeError("an array of Python objects cannot be sent: its elements are addresses of this process")
     if not x.dtype.isnative:
-        raise TypeError(f"an array of {x.dtype} is in foreign byte order: convert it with .astype(x.dtype.newbyteorder('='))")
+        raise TypeError(f"{x.dtype} is in foreign byte order: convert it with .astype(x.dtype.newbyteorder('='))")
     if out and not x.flags.c_contiguous:
         raise ValueError("out must be C-contiguous: pass a contiguous array and copy the result where it belongs")
     if out and not x.flags.writeable:
@@ -103,7 +108,8 @@ def empty(like: Any, shape: Sequence[int]) -> Callable[[], Any]:
     if torch is not None and isinstance(like, torch.Tensor):
         dtype, new = like.dtype, torch.empty
         return lambda: new(shape, dtype=dtype)
-    dtype = like.dtype if isinstance(like, np.ndarray) else np.from_dlpack(like).dtype
+    model = cast("_Array", like if isinstance(like, np.ndarray) else np.from_dlpack(like))
+    dtype = model.dtype
     return lambda: np.empty(shape, dtype)
 
 
@@ -125,6 +131,3 @@ def check_op(op: str, array: ArrayView) -> None:
     if op not in allowed:
         raise ValueError(f"op={op!r} has no meaning for {name}; for it there are: {', '.join(allowed)}")
 
-
-def _article(noun: str) -> str:
-    return f"{'an' if noun[:1].lower() in 'aeiou' else 'a'} {noun}"

@@ -117,7 +117,7 @@ class Communicator(Calls):
             raise ValueError(f"peer={peer} is not another rank: this is rank {self.rank} of {self.size}")
         dtype = DTYPES[data.dtype][0]
         limit = self._limit(timeout_s)
-        self._transport.message(sends, peer, dtype, data.count, data.nbytes, limit, data.address)
+        self._transport.message(sends, peer, dtype, data.elements, data.nbytes, limit, data.address)
 
     def _call(self, request: Request) -> Any:
         resolved = self._resolve(request)
@@ -183,14 +183,16 @@ class Communicator(Calls):
                 self._table.set_scratch(self._scratch.ctypes.data)
         return self._scratch
 
-    def _start(self, request: Request) -> Work:
+    def start(self, request: Request) -> Work:
+        """Starts a call in the background; `all_reduce_async` and its like come here."""
         resolved = self._resolve(request)
         self._pending = [(s, keep) for s, keep in self._pending if not _ended(s)]
         started = self._transport.start(resolved.compiled, resolved.timeout_s, *resolved.buffers)
         self._pending.append((started, resolved.keep))
         return Work(started, resolved.result, f"{request.collective} on rank {self.rank}")
 
-    def _prepare(self, request: Request) -> Callable[[], Any]:
+    def prepared(self, request: Request) -> Callable[[], Any]:
+        """Resolves a call once, for calling it many times; `prepare.all_reduce` and its like come here."""
         r = self._resolve(request)
         return self._transport.prepare(r.compiled, r.timeout_s, r.result, r.keep, *r.buffers)
 
@@ -312,7 +314,7 @@ class _StartedCalls(Calls):
     def _call(self, request: Request) -> Work:
         owner = self._owner()
         assert owner is not None
-        return owner._start(request)
+        return owner.start(request)
 
 
 class _Prepared(Calls):
@@ -324,7 +326,7 @@ class _Prepared(Calls):
     def _call(self, request: Request) -> Callable[[], Any]:
         owner = self._owner()
         assert owner is not None
-        return owner._prepare(request)
+        return owner.prepared(request)
 
 
 def _layout(array: Operands) -> tuple[Any, ...]:

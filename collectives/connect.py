@@ -75,7 +75,9 @@ def connect(
     if not timeout_s > 0 or not join_timeout_s > 0:
         raise ValueError(f"timeout_s={timeout_s} and join_timeout_s={join_timeout_s} must be more than 0 seconds")
     launch = launchers.detect(store=store, rank=rank, size=size)
-    endpoint = launchers.join(launch, secret=secret, address=address, timeout_s=join_timeout_s)
+    endpoint = launchers.join(
+        launch, secret=secret, transport=transport, address=address, timeout_s=join_timeout_s
+    )
     names = Names(tuple(COLLECTIVES))
     try:
         if transport == "shm" and len(endpoint.hosts) > 1:
@@ -101,4 +103,9 @@ def _close_all() -> None:
         communicator.close()
 
 
-os.register_at_fork(after_in_child=lambda: [communicator.forked() for communicator in list(_open)])
+def _after_fork() -> None:
+    for communicator in list(_open):
+        communicator.forked()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -105,13 +105,15 @@ def lower(
     """
     chunks = _Chunks(plan, rank, layout)
     keep_empty = plan.collective == "barrier"
-    common = {"dtype": layout.dtype, "op": layout.op}
+    dtype, op = layout.dtype, layout.op
     actions: list[Action] = []
 
-    def local(kind: int, chunk: int, count: int, out: Place, source: Place, b: Place | None = None, first: bool = True):
+    def local(
+        kind: int, chunk: int, count: int, out: Place, a: Place, b: Place | None = None, a_first: bool = True
+    ) -> None:
         nbytes = chunks.nbytes(chunk, count)
-        if nbytes and (kind != Kind.COPY or source != out):
-            actions.append(Action(kind, nbytes, a=source, b=b or source, out=out, local_first=first, **common))
+        if nbytes and (kind != Kind.COPY or a != out):
+            actions.append(Action(kind, nbytes, -1, 0, dtype, op, a_first, a, b or a, out))
 
     def gather(chunk: int, count: int) -> Place:
         """Where the chunks' values begin, after bringing them together."""
@@ -147,11 +149,9 @@ def lower(
             first = step.local_first if isinstance(step, RecvReduce) else True
             for stripe, low, high in _stripes(nbytes, stripes):
                 lane = first_lane + step.lane * stripes + stripe
+                a_part, out_part = Place(a.buffer, a.offset_bytes + low), Place(out.buffer, out.offset_bytes + low)
                 actions.append(
-                    Action(
-                        kind, high - low, step.peer, lane, local_first=first, **common,
-                        a=Place(a.buffer, a.offset_bytes + low), out=Place(out.buffer, out.offset_bytes + low),
-                    )  # fmt: skip
+                    Action(kind, high - low, step.peer, lane, dtype, op, first, a_part, a_part, out_part)
                 )
     for c in chunks.outputs:
         local(Kind.DIVIDE if layout.mean else Kind.COPY, c, 1, chunks.output(c), chunks.at[c])

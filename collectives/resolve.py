@@ -70,9 +70,9 @@ def _shapes(
     """The elements of every block, and the shape of the result on a rank that gets one."""
     name, sizes = request.collective, request.sizes
     if name in ("all_reduce", "reduce", "broadcast"):
-        return (x.count,), x.shape
+        return (x.elements,), x.shape
     rows, rest = (x.shape[0], x.shape[1:]) if x.shape else (1, ())
-    row = x.count // rows if rows else _product(rest)
+    row = x.elements // rows if rows else _product(rest)
     if name in ("all_gather", "gather"):
         rows_of = _checked(request, sizes, size, rows, rank) or (rows,) * size
         return tuple(n * row for n in rows_of), (sum(rows_of), *rest)

@@ -89,7 +89,9 @@ class Transport(Protocol):
         """A new table of quick calls for one caller, or None when the transport has no such thing."""
         ...
 
-    def message(self, sends: bool, peer: int, dtype: int, count: int, nbytes: int, timeout_s: float, data: Buffer) -> None:
+    def message(
+        self, sends: bool, peer: int, dtype: int, count: int, nbytes: int, timeout_s: float, data: Buffer
+    ) -> None:
         """Sends one message to the peer, or receives one; in order per pair and direction."""
         ...
 
@@ -106,7 +108,7 @@ class Transport(Protocol):
         ...
 
     def forked(self) -> None:
-        """In a forked child: lets go of the parent's connections without a word. Later calls raise UnsupportedError."""
+        """In a forked child: lets go of the parent's connections without a word. Calls raise UnsupportedError."""
         ...
 
     def close(self) -> None:

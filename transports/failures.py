@@ -55,12 +55,13 @@ class Names:
         number = int(call["seq"])
         if call["point_to_point"]:
             dtype = _DTYPE_NAMES.get(call["dtype"], "?")
-            return f"message {number} ({dtype}, {call['count']} elements)"
+            return f"message {number} ({dtype}, {call['elements']} elements)"
         if number == 0:
             return "no call yet"
-        known = call["collective"] < len(self.collectives)
-        name = self.collectives[call["collective"]] if known else f"collective {call['collective']}"
-        words = [_DTYPE_NAMES.get(call["dtype"], "?"), f"{call['count']} elements"]
+        collective = int(call["collective"])
+        known = collective < len(self.collectives)
+        name = self.collectives[collective] if known else f"collective {collective}"
+        words = [_DTYPE_NAMES.get(call["dtype"], "?"), f"{call['elements']} elements"]
         if name in _REDUCING:
             words.append(f"op={_OP_NAMES.get(call['op'], '?')}")
         if name in _ROOTED:
@@ -92,7 +93,7 @@ def exception(
     if kind == FailureKind.DEADLINE:
         last = int(failure["theirs"]["seq"])
         why = {
-            Reason.NOT_CALLED: f"it has not made this call (its last was call {last})" if last else "it has made no call",
+            Reason.NOT_CALLED: f"it has not made this call ({f'its last was call {last}' if last else 'nor any'})",
             Reason.SILENT: "it does not answer: stopped, or its host cannot be reached",
         }.get(failure["reason"], "nothing came from it, or it took nothing")
         waited = f"no progress for {failure['waited_s']:.1f} s"

@@ -296,7 +296,7 @@ class _Run:
         """The next bytes of an operand: the one whose columns begin at `operand`."""
         row = self.rows[index]
         address = self.addresses[row[operand]] + row[operand + 1] + self.done[index]
-        return np.frombuffer((ctypes.c_uint8 * nbytes).from_address(address), np.uint8)
+        return np.frombuffer(memoryview((ctypes.c_uint8 * nbytes).from_address(address)).cast("B"), np.uint8)
 
     def _advance(self, index: int) -> bool:
         """Moves one segment of a step; False if it must wait. A step whose bytes are all done is finished."""

@@ -111,7 +111,7 @@ class Call(NamedTuple):
     dtype: int
     op: int
     root: int
-    count: int  # elements of the whole array
+    elements: int  # of the whole array
     algorithm: int  # CRC-32 of its name
     extra: int = 0  # CRC-32 of what else must agree
 
@@ -137,7 +137,8 @@ class Program:
         if not 0 <= step < len(self.steps):
             return "no step"
         row = self.steps[step]
-        with_whom = f" {'to' if row[0] == Kind.SEND else 'from'} rank {row[1]}" if row[0] <= Kind.RECV_REDUCE else ""
+        way = " to" if row[0] == Kind.SEND else " from"
+        with_whom = f"{way} rank {row[1]}" if row[0] <= Kind.RECV_REDUCE else ""
         return f"step {step} of {len(self.steps)} ({Kind.NAMES[row[0]]}{with_whom}, {row[12]} bytes)"
 
 
@@ -174,7 +175,8 @@ def build(
             action.kind, action.peer, action.lane, action.dtype, action.op, action.local_first,
             *action.a, *action.b, *action.out, action.nbytes, begin, len(dependencies),
         )  # fmt: skip
-    table = np.array(dependencies, np.int64).reshape(-1, 4)
+    table = np.zeros((len(dependencies), 4), np.int64)
+    table[:] = dependencies or np.zeros((0, 4), np.int64)
     return Program(call, steps, table, buffers, scratch_bytes, divisor)
 
 

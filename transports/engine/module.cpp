@@ -206,6 +206,7 @@ const Kernels& variant_of(const std::string& name) {
 NB_MODULE(_engine, m) {
   using namespace treering;
   if (PyArray_ImportNumPyAPI() < 0) throw nb::python_error();
+  nb::set_leak_warnings(false);  // a traceback may keep a communicator to the very end
 
   nb::class_<Program>(m, "Program")
       .def_prop_ro("steps", [](const Program& p) { return p.steps.size(); })

@@ -114,10 +114,10 @@ class EngineTransport:
         except BaseException:
             os.close(fd)
             raise
-        array = np.frombuffer(memory, np.uint8)
-        region = self._engine.add_region(array.ctypes.data, len(memory), fd)  # owns the descriptor now
+        address = np.frombuffer(memory, np.uint8).ctypes.data
+        region = self._engine.add_region(address, len(memory), fd)  # owns the descriptor now
         weakref.finalize(memory, _drop_region, weakref.ref(self._engine), region)
-        return memoryview(array)[:nbytes]
+        return memoryview(memory)[:nbytes]
 
     def _connect(self, channels: set[tuple[int, int]]) -> None:
         try:
@@ -136,7 +136,7 @@ class EngineTransport:
         """Raises what broke the communicator: the cause itself the first time, CommunicatorBroken from then on."""
         failure = self._engine.failure()
         assert failure is not None
-        culprit = failure["culprit"]
+        culprit = int(failure["culprit"])
         who = ""
         if 0 <= culprit < self.size:
             card = self._endpoint.cards[self._members[culprit]]
