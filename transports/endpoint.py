@@ -197,6 +197,16 @@ class Endpoint:
         if directory is not None:
             directory.cleanup()
 
+    def drop_after_fork(self) -> None:
+        """For a forked child: closes its copies of the listening sockets, so that the parent's end is seen as
+        such.
+
+        Nothing that the parent uses is touched: its thread, its files in the store.
+        """
+        listener, self._listener, self._store, self._directory = self._listener, None, None, None
+        if listener is not None:
+            listener.drop_after_fork()
+
     def _listen(self, address: str | None) -> tuple[str, tuple[str, int] | None]:
         sockets: list[socket.socket] = []
         try:

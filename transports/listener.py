@@ -135,6 +135,12 @@ class Listener:
         if threading.current_thread() is not self._thread:
             self._thread.join()
 
+    def drop_after_fork(self) -> None:
+        """In a forked child, which has no such thread: closes its copies of the descriptors and touches
+        nothing else.
+        """
+        self._shut()
+
     # --- everything below runs on the listener's thread, except _call
     # ----------------------------------------------
 
@@ -276,8 +282,7 @@ class Listener:
         assert guest.acceptor is not None
         data, fds = _receive_descriptors(guest.sock, guest.acceptor.fds)
         if len(data) != 1 or len(fds) != guest.acceptor.fds:
-            for fd in fds:
-                os.close(fd)
+            _close(fds)
             raise ConnectionError(f"{len(fds)} descriptors came, {guest.acceptor.fds} were announced")
         self._deliver(guest, fds)
 
@@ -308,7 +313,10 @@ class Listener:
             self._dismiss(guest, fds, f"{error}")
             return
         if start is not None:
-            start()
+            try:
+                start()
+            except Exception:  # the owner's own trouble; the others still want to come in
+                log.exception("rank %d could not take over a connection", self._rank)
 
     def _deliver_parked(self, comm: str) -> None:
         for guest in self._parked.pop(comm, []):
@@ -340,8 +348,7 @@ class Listener:
         with contextlib.suppress(KeyError, ValueError):
             self._selector.unregister(guest.sock)
         guest.sock.close()
-        for fd in fds:
-            os.close(fd)
+        _close(fds)
 
     def _count(self, what: str) -> None:
         self.refused += 1
@@ -364,8 +371,7 @@ class Listener:
             guest.sock.close()
         for guest in (guest for guests in self._parked.values() for guest in guests):
             guest.sock.close()
-            for fd in guest.fds:
-                os.close(fd)
+            _close(guest.fds)
 
 
 def peer_uid(sock: socket.socket) -> int | None:
@@ -377,6 +383,12 @@ def peer_uid(sock: socket.socket) -> int | None:
     size = struct.calcsize("3i")
     _, uid, _ = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))
     return uid
+
+
+def _close(fds: list[int]) -> None:
+    for fd in fds:
+        with contextlib.suppress(OSError):  # an `accept` that failed may have closed some
+            os.close(fd)
 
 
 def _first(guests: dict[socket.socket, _Guest]) -> list[_Guest]:

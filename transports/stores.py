@@ -205,8 +205,8 @@ class _Gathering:
     def _choose(self) -> list[str]:
         """One incarnation for each rank, [] while some are missing.
 
-        What is wrong is raised only when nobody is missing (or at the deadline): so that those who come last hear of
-        it too, instead of waiting for ranks that have given up.
+        What is wrong is raised only when nobody is missing (or at the deadline): so that those who come last hear
+        of it too, instead of waiting for ranks that have given up.
         """
         candidates = self._candidates()
         by_rank = {card.rank: card.incarnation for card in candidates}
@@ -261,8 +261,8 @@ class _Gathering:
     def _double_text(self, claims: Sequence[_Card]) -> str:
         return (
             f"rank {claims[0].rank} is there twice: {' and '.join(sorted(map(str, claims)))}; either two "
-            f"processes claim that rank, or {self.path} holds the files of a job that was killed (use a fresh "
-            "directory for each job)"
+            f"processes claim that rank, or {self.path} holds files of a job that was killed: use a fresh "
+            "directory for each job"
         )
 
     def _taken_text(self, group: Sequence[_Card]) -> str:

@@ -15,7 +15,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from multiprocessing import resource_tracker
 from pathlib import Path
@@ -58,13 +58,13 @@ def outcomes(*calls: Callable[[], Any]) -> list[Any]:
     """Runs the calls at once, a thread for each, and returns what each returned or raised."""
     with ThreadPoolExecutor(len(calls)) as pool:
         futures: list[Future[Any]] = [pool.submit(call) for call in calls]
-        done, late = wait(futures, PATIENCE_S)
+        _, late = wait(futures, PATIENCE_S)
         assert not late, f"{len(late)} of {len(calls)} did not come back"
     return [future.exception() or future.result() for future in futures]
 
 
 @contextlib.contextmanager
-def group(size: int, path: Path, **more: Any) -> Iterator[list[Endpoint]]:
+def group(size: int, path: Path, **more: Any) -> Generator[list[Endpoint]]:
     found = outcomes(*(lambda rank=rank: join(rank, size, path, **more) for rank in range(size)))
     for one in found:
         if isinstance(one, BaseException):
@@ -335,7 +335,7 @@ def test_files_that_may_be_another_jobs_are_an_error_that_says_what_to_do(tmp_pa
         waiting.append(pool.submit(FileStore(tmp_path).exchange, 1, 2, b"{}", PATIENCE_S))
         for future in waiting:
             with pytest.raises(
-                RendezvousError, match="rank 0 is there twice.*process 77 on elsewhere.*fresh dir"
+                RendezvousError, match=r"rank 0 is there twice.*process 77 on elsewhere.*fresh dir"
             ):
                 future.result(PATIENCE_S)
     for file in tmp_path.iterdir():
@@ -359,7 +359,7 @@ def test_a_file_that_is_no_card_is_named(tmp_path: Path, text: str) -> None:
     stray = tmp_path / f"{prefix}.1.{'a' * 32}.card"
     stray.write_text(text)
     try:
-        with pytest.raises(RendezvousError, match="a{32}"):
+        with pytest.raises(RendezvousError, match=r"a{32}"):
             store.exchange(0, 2, b"{}", PATIENCE_S)
     finally:
         for file in tmp_path.iterdir():
@@ -545,7 +545,7 @@ def test_a_rank_that_leaves_while_it_is_dialled_is_named(tmp_path: Path) -> None
         call = pool.submit(endpoints[0].dial, 1, {"comm": "x"}, family="unix", deadline_s=PATIENCE_S)
         _wait_until(lambda: endpoints[1].waiting == 1)
         endpoints[1].close()
-        with pytest.raises(PeerLostError, match="rank 1 .* went away"):
+        with pytest.raises(PeerLostError, match=r"rank 1 .* went away"):
             call.result(PATIENCE_S)
 
 
@@ -723,6 +723,10 @@ def _pretend(sock: socket.socket) -> None:
     sock.recv(1)
 
 
+def _hang_up(_: socket.socket) -> None:
+    pass
+
+
 def _huge(sock: socket.socket) -> None:
     sock.sendall(HUGE.to_bytes(4, "big"))
     sock.recv(1)
@@ -751,7 +755,7 @@ def test_a_fake_server_on_the_port_is_refused(
 
 def test_a_server_that_always_hangs_up_is_an_error_at_the_deadline(tmp_path: Path) -> None:
     with group(2, tmp_path) as endpoints, socket.create_server(("127.0.0.1", 0)) as listening:
-        thread = threading.Thread(target=_fake_server, args=(listening, lambda _: None))
+        thread = threading.Thread(target=_fake_server, args=(listening, _hang_up))
         thread.start()
         endpoints[0].cards[1]["tcp"] = listening.getsockname()
         with pytest.raises(DeadlineExceeded, match="rank 1"):
@@ -769,7 +773,7 @@ def _serve_with_few_descriptors(path: str, pipe: Any) -> None:
         highest = max(int(fd) for fd in os.listdir("/proc/self/fd"))
         _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         spare = [os.dup(0) for _ in range(highest - len(os.listdir("/proc/self/fd")) + 2)]
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(spare + [highest]) + 1, hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max([*spare, highest]) + 1, hard))
         pipe.send("full")
         before = time.process_time()
         pipe.recv()
@@ -796,6 +800,49 @@ def test_without_descriptors_it_waits_quietly_and_recovers(tmp_path: Path) -> No
         endpoint.dial(1, {"comm": "world"}, family="unix", deadline_s=PATIENCE_S).close()
         ours.send("end")
         _end(process, ours)
+
+
+def test_a_forked_child_does_not_keep_the_port_alive(tmp_path: Path) -> None:
+    with group(2, tmp_path) as endpoints:
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.close(writer)
+            for endpoint in endpoints:
+                endpoint.drop_after_fork()
+            os.read(reader, 1)  # until the parent is done
+            os._exit(0)
+        os.close(reader)
+        endpoints[1].close()
+        with pytest.raises(PeerLostError, match="rank 1"):
+            _dial_until_lost(endpoints[0])
+        os.close(writer)
+        assert os.waitpid(child, 0)[1] == 0
+
+
+def _dial_until_lost(endpoint: Endpoint) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:  # the child may need a moment
+        with contextlib.suppress(DeadlineExceeded):
+            endpoint.dial(1, {"comm": "world"}, family="tcp", deadline_s=0.1)
+
+
+def test_an_owner_that_fails_does_not_stop_the_listener(tmp_path: Path, door: Door) -> None:
+    def accept(
+        _peer: int, _hello: dict[str, Any], sock: socket.socket, _fds: list[int]
+    ) -> Callable[[], None]:
+        def start() -> None:
+            sock.close()
+            raise ValueError("too late to refuse")
+
+        return start
+
+    with group(2, tmp_path) as endpoints:
+        endpoints[1].serve("bad", accept)
+        endpoints[1].serve("good", door)
+        for comm in ("bad", "good"):
+            endpoints[0].dial(1, {"comm": comm}, family="unix", deadline_s=PATIENCE_S).close()
+        assert len(door.wait()) == 1
 
 
 def test_closing_twice_and_from_another_thread_is_fine(tmp_path: Path) -> None:

@@ -257,8 +257,8 @@ def test_no_bytes_get_in_or_break_it(messages: list[object], after_the_opening: 
     try:
         for message in messages:
             feed(b, frame(message))
-    except Refused as error:
-        assert len(str(error)) < 1000
+    except Refused:
+        pass
     assert b.peer is None
 
 
@@ -271,15 +271,15 @@ def test_no_bytes_convince_a_dialer(messages: list[object], after_the_challenge:
     try:
         for message in messages:
             feed(a, frame(message))
-    except Refused as error:
-        assert len(str(error)) < 1000
+    except Refused:
+        pass
     assert not a.proved
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_one_changed_byte_is_noticed(data: st.DataObject) -> None:
-    """A bit flipped anywhere in the four messages of the proof: at least one side refuses or waits for ever."""
+    """A bit flipped anywhere in the four messages of the proof: one side refuses, or waits for ever."""
     where = data.draw(st.integers(0, 3))
     a, b = dialer(), acceptor()
 
