@@ -61,7 +61,7 @@ class _Round:
 def text(plan: Plan) -> str:
     """The drawing as text, some 6 columns a rank. Raises PlanError when the plan is broken."""
     title, rounds = _layout(plan)
-    width = 5 + max((len(a.label) for r in rounds for row in r.rows for a in row), default=1)
+    width = max(6, 4 + max((len(a.label) for r in rounds for row in r.rows for a in row), default=0))
     margin = 12
 
     def line(start: str, arrows: Iterable[_Arrow] = (), marks: Iterable[_Mark] = ()) -> str:
@@ -124,9 +124,7 @@ def svg(plan: Plan) -> str:
         y += 8
         if number:
             shade = "#f1f4f9" if number % 2 else "#ffffff"
-            bands.append(
-                f'<rect x="12" y="{top}" width="{right - 12}" height="{y - top}" fill="{shade}" rx="4"/>'
-            )
+            bands.append(f'<rect x="12" y="{top}" width="{right - 12}" height="{y - top}" fill="{shade}" rx="4"/>')
             bands.append(f'<text x="22" y="{top + 24}" class="round">round {number}</text>')
     ranks = [
         f'<line x1="{_x(r)}" y1="{_TOP - 12}" x2="{_x(r)}" y2="{y + 8}" class="rank"/>'
@@ -182,11 +180,7 @@ def _colour(chunk: int, chunks: int) -> str:
 
 def _mark(mark: _Mark, y: int) -> str:
     x = _x(mark.rank)
-    inner = (
-        f'<path d="M{x - 4} {y}h8M{x} {y - 4}v8" stroke="#27303f" stroke-width="1.5"/>'
-        if mark.combines
-        else ""
-    )
+    inner = f'<path d="M{x - 4} {y}h8M{x} {y - 4}v8" stroke="#27303f" stroke-width="1.5"/>' if mark.combines else ""
     return (
         f"<g><title>{escape(mark.title)}</title>"
         f'<rect x="{x - 6}" y="{y - 6}" width="12" height="12" rx="2" fill="#ffd777" stroke="#27303f"/>'

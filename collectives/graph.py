@@ -9,7 +9,6 @@ transfer is its round.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -82,43 +81,18 @@ def _match(plan: Plan) -> tuple[_Ends, list[list[int]], list[list[int]], list[in
     size, lanes, data = plan.size, plan.lanes, plan.blocks * plan.chunks
     # In an all-to-all the block numbers at the two ends differ by design; elsewhere a chunk keeps its number.
     pieces = plan.chunks if plan.collective == "all_to_all" else data
-    firsts: list[End] = []
-    seconds: list[End | None] = []
+    ends: _Ends = []
     nodes: list[list[int]] = []
-    after: list[list[int]] = []
-    waits: list[int] = []
-    wire: dict[int, deque[int]] = {}
-    newest: dict[int, int] = {}
+    given: dict[int, list[End]] = {}
+    taken: dict[int, list[End]] = {}
     for rank in range(size):
         steps = plan.steps(rank)
-        mine: list[int] = []
+        mine = [-1] * len(steps)
         nodes.append(mine)
         for index, step in enumerate(steps):
             end = (rank, index, step)
             kind = type(step)
-            if kind is Send or kind is Recv or kind is RecvReduce:
-                peer, chunk, count, lane = cast("Send", step)[:4]
-                if not (
-                    0 <= peer < size
-                    and peer != rank
-                    and 0 <= lane < lanes
-                    and 0 < count <= data - chunk % data
-                    and chunk >= 0
-                ):
-                    raise _malformed(plan, end)
-                key = (rank * size + peer if kind is Send else peer * size + rank) * lanes + lane
-                if rank > peer:  # the peer has been here and left its end of the node
-                    queue = wire.get(key)
-                    if not queue:
-                        raise _unmatched(plan, end)
-                    node = queue.popleft()
-                    other = firsts[node][2]
-                    if other[2] != count or (other[1] - chunk) % pieces:
-                        raise _unequal(firsts[node], end)
-                    seconds[node] = end
-                    mine.append(node)
-                    continue
-            else:
+            if kind is Copy or kind is Reduce:
                 source, target, count = cast("Copy", step)[:3]
                 if not (
                     source >= 0
@@ -128,28 +102,46 @@ def _match(plan: Plan) -> tuple[_Ends, list[list[int]], list[list[int]], list[in
                     and abs(source - target) >= count
                 ):
                     raise _malformed(plan, end)
-                key = -1
-            node = len(firsts)
-            mine.append(node)
-            firsts.append(end)
-            seconds.append(None)
-            after.append([])
-            waits.append(0)
-            if key >= 0:
-                if key in wire:
-                    after[newest[key]].append(node)
-                    waits[node] = 1
-                    wire[key].append(node)
-                else:
-                    wire[key] = deque((node,))
-                newest[key] = node
-    for queue in wire.values():
-        if queue:
-            raise _unmatched(plan, firsts[queue[0]])
-    ends: _Ends = [
-        (b, a) if b is not None and type(b[2]) is Send else (a, b)
-        for a, b in zip(firsts, seconds, strict=True)
-    ]
+                mine[index] = len(ends)
+                ends.append((end, None))
+                continue
+            peer, chunk, count, lane = cast("Send", step)[:4]
+            if not (
+                0 <= peer < size
+                and peer != rank
+                and 0 <= lane < lanes
+                and 0 < count <= data - chunk % data
+                and chunk >= 0
+            ):
+                raise _malformed(plan, end)
+            if kind is Send:
+                wire, key = given, (rank * size + peer) * lanes + lane
+            else:
+                wire, key = taken, (peer * size + rank) * lanes + lane
+            if key in wire:
+                wire[key].append(end)
+            else:
+                wire[key] = [end]
+    after: list[list[int]] = [[] for _ in ends]
+    waits = [0] * len(ends)
+    for key, givers in given.items():
+        takers = taken.pop(key, [])
+        for giver, taker in zip(givers, takers, strict=False):
+            send, receive = giver[2], taker[2]
+            if send[2] != receive[2] or (send[1] - receive[1]) % pieces:
+                raise _unequal(giver, taker)
+            nodes[giver[0]][giver[1]] = nodes[taker[0]][taker[1]] = len(ends)
+            ends.append((giver, taker))
+        if len(givers) != len(takers):
+            longer, shorter = (givers, takers) if len(givers) > len(takers) else (takers, givers)
+            raise _unmatched(plan, longer[len(shorter)])
+        first = len(ends) - len(givers)
+        after.extend([node] for node in range(first + 1, len(ends)))
+        after.append([])
+        waits.append(0)
+        waits.extend([1] * (len(givers) - 1))
+    for takers in taken.values():
+        raise _unmatched(plan, takers[0])
     return ends, nodes, after, waits
 
 
@@ -239,10 +231,9 @@ def _unmatched(plan: Plan, end: End) -> PlanError:
     )
 
 
-def _unequal(a: End, b: End) -> PlanError:
-    sender, receiver = (a, b) if isinstance(a[2], Send) else (b, a)
+def _unequal(giver: End, taker: End) -> PlanError:
     return PlanError(
-        f"{where(receiver)}: the message that comes is {where(sender)}; both ends must name the same number "
+        f"{where(taker)}: the message that comes is {where(giver)}; both ends must name the same number "
         f"of chunks, and chunks of the same size"
     )
 

@@ -173,10 +173,8 @@ def _wrong_result(plan: Plan, rank: int, chunk: int, found: Symbol | None, promi
 
     steps = plan.steps(rank)
     last = next((i for i in reversed(range(len(steps))) if writes(i)), None)
-    if last is not None:
-        since = f"after step {last}, {steps[last]},"
-    else:
-        since = f"none of its {len(steps)} steps writes it:"
+    nowhere = f"none of its {len(steps)} steps writes it:"
+    since = nowhere if last is None else f"after step {last}, {steps[last]},"
     holds = "nothing" if found is None else _describe(found)
     return PlanError(
         f"rank {rank}, chunk {chunk}: {since} it ends with {holds}; "

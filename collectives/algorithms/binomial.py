@@ -15,7 +15,7 @@ from collectives.plan import Recv, RecvReduce, Send, Steps, algorithm
 def broadcast(rank: int, size: int, root: int) -> Steps:
     """Down the tree; the drawing is at the head of this file.
 
-    rounds: L
+    rounds <= L
     sent <= L
     Wins for small arrays: the fewest exchanges. Every byte leaves the root up to L times, so it loses for
     large ones. Source: the classic; analysed by Thakur, Rabenseifner and Gropp (IJHPCA 19(1), 2005).

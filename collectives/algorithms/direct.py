@@ -38,7 +38,7 @@ def one_shot(rank: int, size: int) -> Steps:
         1 --x1--> 0, 2, 3               c       = x2 + x3           (what lies right of it, onto its own)
         ...                             c       = spare 1 + c
 
-    rounds: (2 if n == 2**L else 3) if n > 1 else 0
+    rounds: 2 + n % 2 if n > 1 else 0
     sent: n-1
     Wins at the smallest sizes, where one hop is all that counts. A lower rank's data goes to spare memory
     first: if two ranks overwrote the chunk that they are still sending to each other, neither could finish

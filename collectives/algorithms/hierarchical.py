@@ -101,7 +101,7 @@ def all_gather(rank: int, size: int, hosts: Hosts) -> Steps:
         yield from placed(halving_doubling.all_gather(h, len(hosts)), rail, blocks[i])
     for c in rails:
         for taker in host:
-            if taker != host[c]:  # who may own one of the blocks on this rail
+            if taker != host[c] and rank in (host[c], taker):  # the taker may own a block on this rail
                 yield from _spread(rank, [host[c], taker], [b for b in chain(*blocks[c]) if b != taker])
 
 
