@@ -23,8 +23,9 @@ from collectives.plan import COLLECTIVES
 __all__ = ["COLLECTIVE_NUMBERS", "Calls", "Request"]
 
 COLLECTIVE_NUMBERS = {name: number for number, name in enumerate(COLLECTIVES)}
-_ALL_REDUCE, _REDUCE, _REDUCE_SCATTER = (COLLECTIVE_NUMBERS[name] for name in ("all_reduce", "reduce", "reduce_scatter"))
-_ALL_GATHER, _BROADCAST, _ALL_TO_ALL = (COLLECTIVE_NUMBERS[name] for name in ("all_gather", "broadcast", "all_to_all"))
+_ALL_REDUCE, _REDUCE = COLLECTIVE_NUMBERS["all_reduce"], COLLECTIVE_NUMBERS["reduce"]
+_REDUCE_SCATTER, _ALL_GATHER = COLLECTIVE_NUMBERS["reduce_scatter"], COLLECTIVE_NUMBERS["all_gather"]
+_BROADCAST, _ALL_TO_ALL = COLLECTIVE_NUMBERS["broadcast"], COLLECTIVE_NUMBERS["all_to_all"]
 
 
 class Request(NamedTuple):

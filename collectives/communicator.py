@@ -132,9 +132,9 @@ class Communicator(Calls):
         single = resolved.single
         if self._table is None or not usual or single is None:
             return
-        if out is not x and single.input is not None and single.result is not None:
-            if overlap(single.input, single.result):
-                return
+        given, result = single.input, single.result
+        if out is not x and given is not None and result is not None and overlap(given, result):
+            return
         number = COLLECTIVE_NUMBERS[request.collective]
         self._table.add(
             number, x, out, request.op, request.root, request.algorithm, resolved.compiled, self.timeout_s,

@@ -3,8 +3,8 @@
 A chunk has a value, and the value a place, which this module follows step by step. At the start it is where the caller
 put it (the input). The first step that writes the chunk puts the value at the chunk's home: the output if the chunk is
 part of the result, scratch memory otherwise. So inputs are never modified (unless they are also the output), nothing is
-copied that a transfer or a combination can move, and what is still not at home in the end is copied there. The mean is a
-sum whose last copy divides.
+copied that a transfer or a combination can move, and what is still not at home in the end is copied there. The mean is
+a sum whose last copy divides.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From what an engine records about a failure to the exception a caller sees: who, what, where, since when, what next."""
+"""From a failure as an engine records it to the exception that a caller sees: who, what, where, since when."""
 
 from __future__ import annotations
 

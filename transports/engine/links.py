@@ -1,9 +1,9 @@
 """Connections of one communicator, made when a program first needs them.
 
-Of two ranks the lower one dials. It brings the memory of shared-memory lanes along, so a link over shared memory is one
-Unix connection (kept for control frames) and one segment a lane; a link over TCP is one connection for control and one a
-lane. The higher rank waits; when the lower one does not come by itself (it is busy with something else, or about to make
-a call that does not match), a `poke` asks it to, which its listener answers without its main thread.
+Of two ranks the lower one dials. It brings the memory of shared-memory lanes along, so a link over shared memory is
+one Unix connection (kept for control frames) and one segment a lane; a link over TCP is one connection for control and
+one a lane. The higher rank waits; when the lower one does not come by itself (it is busy with something else, or about
+to make a call that does not match), a `poke` asks it to, which its listener answers without its main thread.
 """
 
 from __future__ import annotations
