@@ -143,7 +143,7 @@ class World:
             if found is None:
                 return None
             queue.remove(found)
-        status.Get_count = lambda *_: len(found[1])
+        status.Get_count = lambda _kind: len(found[1])  # pyright: ignore
         status.Get_source = lambda: found[0]
 
         def receive(buffer: list[Any]) -> None:
