@@ -47,11 +47,12 @@ class Communicator(Calls):
         lanes: int = 1,
         found: str = "",
         on_close: Callable[[], None] | None = None,
+        on_fork: Callable[[], None] | None = None,
     ) -> None:
         self.rank, self.size, self.hosts = transport.rank, transport.size, transport.hosts
         self.timeout_s = timeout_s
         self._transport, self._names, self._lanes, self._found = transport, names, lanes, found
-        self._on_close = on_close
+        self._on_close, self._on_fork = on_close, on_fork
         self._programs: dict[Any, tuple[Any, int]] = {}
         self._scratch: np.ndarray[Any, Any] = np.empty(0, np.uint8)
         self._pending: list[tuple[Started, Any]] = []
@@ -259,6 +260,8 @@ class Communicator(Calls):
         self._transport.forked()
         for child in list(self._children):
             child.forked()
+        if self._on_fork is not None:
+            self._on_fork()
 
     def close(self) -> None:
         """Says goodbye to the peers and gives everything back, sub-communicators too. Idempotent."""

@@ -80,8 +80,6 @@ def connect(
     )
     names = Names(tuple(COLLECTIVES))
     try:
-        if transport == "shm" and len(endpoint.hosts) > 1:
-            raise ValueError(f'transport="shm" cannot connect {len(endpoint.hosts)} hosts; use "auto" or "tcp"')
         engine = EngineTransport(
             endpoint, range(launch.size), launch.rank, names,
             transport=transport, ring_bytes=ring_bytes, join_timeout_s=join_timeout_s,
@@ -90,8 +88,9 @@ def connect(
         endpoint.close()
         raise
     communicator = Communicator(
-        engine, names, timeout_s=timeout_s, lanes=lanes, found=launch.found, on_close=endpoint.close
-    )
+        engine, names, timeout_s=timeout_s, lanes=lanes, found=launch.found,
+        on_close=endpoint.close, on_fork=endpoint.drop_after_fork,
+    )  # fmt: skip
     _open.add(communicator)
     return communicator
 

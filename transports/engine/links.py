@@ -183,18 +183,18 @@ class Links:
                 segment.attach(self._engine, peer, int(lane), ring_bytes, side=1)
             for segment in segments:
                 segment.close()
-        elif kind == "tcp":
-            self._engine.attach_tcp(peer, int(hello["lane"]), _tuned(sock).detach())
         elif kind == "poke":
             sock.close()
             lanes = [int(lane) for lane in hello["lanes"]]
             threading.Thread(target=self._answer_poke, args=(peer, lanes), daemon=True).start()
             return None
-        elif kind != "control":
+        elif kind not in ("tcp", "control"):
             raise WireError(f"an unknown kind of connection: {kind!r}")
 
-        def ready() -> None:
-            if kind in ("shm", "control") and not self._keep_control(peer, sock):
+        def ready() -> None:  # after the acknowledgement: from now on the engine may write
+            if kind == "tcp":
+                self._engine.attach_tcp(peer, int(hello["lane"]), _tuned(sock).detach())
+            elif not self._keep_control(peer, sock):
                 sock.close()
             with self._changed:
                 self._changed.notify_all()
