@@ -1,5 +1,4 @@
-"""All ranks' steps of a plan merged into one graph: every send joined with its receive, and what must wait
-for what.
+"""All ranks' steps of a plan merged into one graph: sends joined with receives, and what waits for what.
 
 A matched send and receive become one node, because without buffering both ends move the same bytes at the
 same time; a local step is a node of its own. Edges are the order of messages on a lane and the order of steps
@@ -27,8 +26,7 @@ class PlanError(ValueError):
 
 @dataclass(frozen=True)
 class Graph:
-    """Nodes are numbered; `ends[node]` is (sender, receiver) for a transfer and (rank, None) for a local
-    step.
+    """Nodes are numbered; `ends[node]` is (sender, receiver) for a transfer, (rank, None) for a local step.
 
     `order` lists the nodes so that each comes after all it waits for. `rounds[node]` counts the transfers on
     the longest path that ends in the node.
@@ -221,8 +219,7 @@ def _unmatched(plan: Plan, end: End) -> PlanError:
     source, target = (rank, step.peer) if sending else (step.peer, rank)
     sends = sum(isinstance(s, Send) and s.peer == target and s.lane == step.lane for s in plan.steps(source))
     takes = sum(
-        isinstance(s, (Recv, RecvReduce)) and s.peer == source and s.lane == step.lane
-        for s in plan.steps(target)
+        isinstance(s, (Recv, RecvReduce)) and s.peer == source and s.lane == step.lane for s in plan.steps(target)
     )
     trouble = "the message is never received" if sending else "the message never comes"
     return PlanError(
@@ -264,12 +261,7 @@ def _circle(ends: _Ends, after: list[list[int]], stuck: set[int]) -> PlanError:
 
 def _shared(earlier: tuple[End, End | None], later: tuple[End, End | None]) -> tuple[End, End]:
     """The two steps of one rank that order one node before another."""
-    pairs = [
-        (a, b)
-        for a in earlier
-        for b in later
-        if a is not None and b is not None and a[0] == b[0] and a[1] < b[1]
-    ]
+    pairs = [(a, b) for a in earlier for b in later if a is not None and b is not None and a[0] == b[0] and a[1] < b[1]]
     return next((p for p in pairs if _overwritten(p[0][2], p[1][2]) is not None), pairs[0])
 
 

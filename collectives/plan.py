@@ -1,5 +1,4 @@
-"""What a collective is, what a step is, and the plan: the steps of every rank, on chunk numbers, never on
-bytes.
+"""What a collective is, what a step is, and the plan: every rank's steps, on chunk numbers, never on bytes.
 
 [Note: chunks] A collective works on one array, made of `blocks` (table `COLLECTIVES`); a plan cuts every
 block into `chunks` equal pieces. Piece j of block b is chunk b * chunks + j, so with D = blocks * chunks the
@@ -211,9 +210,7 @@ def algorithm(
     """
     _known(collective)
     if (collective, name) in _registry:
-        raise ValueError(
-            f"{collective} already has an algorithm {name!r}; unregister it first or choose another name"
-        )
+        raise ValueError(f"{collective} already has an algorithm {name!r}; unregister it first or choose another name")
 
     def register(generate: _Generator) -> _Generator:
         takes = _parameters(generate, ("rank", "size", "root", "hosts"))
@@ -272,9 +269,7 @@ class Plan:
         "size",
     )
 
-    def __init__(
-        self, collective: str, algorithm: str, size: int, root: int = 0, hosts: Hosts | None = None
-    ) -> None:
+    def __init__(self, collective: str, algorithm: str, size: int, root: int = 0, hosts: Hosts | None = None) -> None:
         what, how = _known(collective), find(collective, algorithm)
         if size < 1:
             raise ValueError(f"a plan needs at least one rank, not {size}")
@@ -282,9 +277,7 @@ class Plan:
             raise ValueError(f"root {root} is not a rank of {size}")
         if root and not what.rooted:
             raise ValueError(f"{collective} has no root, but root={root} was given")
-        if hosts is not None and (
-            not all(hosts) or sorted(r for host in hosts for r in host) != [*range(size)]
-        ):
+        if hosts is not None and (not all(hosts) or sorted(r for host in hosts for r in host) != [*range(size)]):
             raise ValueError(f"hosts {hosts} do not hold each rank of range({size}) exactly once")
         self.collective, self.algorithm, self.size, self.root = collective, algorithm, size, root
         self.hosts = hosts if "hosts" in how.takes else None
@@ -342,9 +335,7 @@ class Plan:
         if callable(count):
             count = count(**self._given(_parameters(count, ("size", "root", "hosts"))))
         if count < 1:
-            raise ValueError(
-                f"{self.collective} {self.algorithm} asks for {count} {what}; at least 1 is needed"
-            )
+            raise ValueError(f"{self.collective} {self.algorithm} asks for {count} {what}; at least 1 is needed")
         return count
 
 

@@ -62,8 +62,7 @@ class Proof:
 
 
 def verify(plan: Plan) -> Proof:
-    """Proves that a plan does what its collective promises, with no buffering at all, and counts what it
-    costs.
+    """Proves that a plan does what its collective promises, without any buffering, and counts what it costs.
 
     Raises PlanError, naming rank and step, when steps are malformed or unmatched, would deadlock or overwrite
     what is still being sent, read a chunk that holds nothing, count a rank twice, or leave the wrong result.
@@ -93,9 +92,9 @@ def prove(plan: Plan) -> tuple[Proof, Graph]:
 
 @lru_cache(maxsize=256)
 def canonical_siblings(size: int) -> dict[int, int]:
-    """[Note: canonical order] The fixed tree by which ranks are combined: left operand's ranks -> right
-    operand's.
+    """The fixed tree by which ranks are combined, as left operand's ranks -> right operand's ranks.
 
+    [Note: canonical order]
     With q the largest power of two <= size, the first 2 * (size - q) ranks are combined in pairs of
     neighbours, which leaves q values in rank order; neighbours among these are combined, then neighbours
     among the results, to the end. Five ranks: ((0 + 1) + 2) + (3 + 4). The tree is in rank order and
@@ -143,9 +142,7 @@ def _run(graph: Graph, sent: dict[tuple[int, int], int]) -> list[dict[int, Symbo
                 continue
             b = target.get(write + offset)
             if b is None:
-                raise PlanError(
-                    f"{where(end)}: combines with chunk {write + offset}, which holds nothing yet"
-                )
+                raise PlanError(f"{where(end)}: combines with chunk {write + offset}, which holds nothing yet")
             if a[1] != b[1] or (once and a[0] & b[0]):
                 raise _wrong_sum(end, write + offset, b, a)
             if first:
@@ -160,8 +157,7 @@ def _wrong_sum(end: End, chunk: int, local: Symbol, incoming: Symbol) -> PlanErr
     else:
         trouble = f"{_ranks(local[0] & incoming[0])} would count twice"
     return PlanError(
-        f"{where(end)}: chunk {chunk} holds {_describe(local)} and is combined "
-        f"with {_describe(incoming)}: {trouble}"
+        f"{where(end)}: chunk {chunk} holds {_describe(local)} and is combined with {_describe(incoming)}: {trouble}"
     )
 
 
@@ -177,8 +173,7 @@ def _wrong_result(plan: Plan, rank: int, chunk: int, found: Symbol | None, promi
     since = nowhere if last is None else f"after step {last}, {steps[last]},"
     holds = "nothing" if found is None else _describe(found)
     return PlanError(
-        f"rank {rank}, chunk {chunk}: {since} it ends with {holds}; "
-        f"{plan.collective} promises {_describe(promised)}"
+        f"rank {rank}, chunk {chunk}: {since} it ends with {holds}; {plan.collective} promises {_describe(promised)}"
     )
 
 

@@ -15,8 +15,8 @@ def barrier(rank: int, size: int) -> Steps:
     rounds: L
     sent: 0
     The fewest exchanges for any number of ranks. What a rank knows is copied before it is sent, so that
-    hearing more need not wait for the sending. Source: Hensgen, Finkel and Manber, Two algorithms for barrier
-    synchronization (IJPP 17(1), 1988).
+    hearing more need not wait for the sending.
+    Source: Hensgen, Finkel and Manber, Two algorithms for barrier synchronization (IJPP 17(1), 1988).
     """
     known, told = 0, 1
     distance = 1

@@ -18,7 +18,8 @@ def broadcast(rank: int, size: int, root: int) -> Steps:
     rounds <= L
     sent <= L
     Wins for small arrays: the fewest exchanges. Every byte leaves the root up to L times, so it loses for
-    large ones. Source: the classic; analysed by Thakur, Rabenseifner and Gropp (IJHPCA 19(1), 2005).
+    large ones.
+    Source: the classic; analysed by Thakur, Rabenseifner and Gropp (IJHPCA 19(1), 2005).
     """
     parent, children = neighbours(rank, size, root)
     if parent is not None:

@@ -23,8 +23,9 @@ def all_reduce(rank: int, size: int) -> Steps:
 
     rounds: n if n > 1 else 0
     sent: 2*(n-1)/n
-    Wins at medium and large sizes on shared memory, where all pairs of ranks are equally near. Source: the
-    reduce-scatter and all-gather decomposition of Rabenseifner (ICCS 2004), each half in one direct step.
+    Wins at medium and large sizes on shared memory, where all pairs of ranks are equally near.
+    Source: the reduce-scatter and all-gather decomposition of Rabenseifner (ICCS 2004), each half in one
+    direct step.
     """
     yield from reduce_scatter(rank, size)
     yield from all_gather(rank, size)
@@ -42,8 +43,9 @@ def one_shot(rank: int, size: int) -> Steps:
     sent: n-1
     Wins at the smallest sizes, where one hop is all that counts. A lower rank's data goes to spare memory
     first: if two ranks overwrote the chunk that they are still sending to each other, neither could finish
-    without a buffer. Source: the flat exchange of the literature; the order is the canonical one, so all
-    ranks get the same bits.
+    without a buffer.
+    Source: the flat exchange of the literature; the order is the canonical one, so all ranks get the same
+    bits.
     """
     for i in range(1, size):
         yield Send((rank + i) % size, 0)
@@ -115,8 +117,9 @@ def all_gather(rank: int, size: int) -> Steps:
 
     rounds: 1 if n > 1 else 0
     sent: (n-1)/n
-    Wins on shared memory at every size, elsewhere while n is small. Source: the basic linear algorithm of the
-    MPI libraries, rotated so that no rank is everybody's first target.
+    Wins on shared memory at every size, elsewhere while n is small.
+    Source: the basic linear algorithm of the MPI libraries, rotated so that no rank is everybody's first
+    target.
     """
     for i in range(1, size):
         yield Send((rank + i) % size, rank)
@@ -133,7 +136,8 @@ def broadcast(rank: int, size: int, root: int) -> Steps:
 
     rounds: 1 if n > 1 else 0
     sent: n-1
-    Wins for few ranks and small messages: one hop. Source: the basic linear algorithm of the MPI libraries.
+    Wins for few ranks and small messages: one hop.
+    Source: the basic linear algorithm of the MPI libraries.
     """
     if rank == root:
         for i in range(1, size):
@@ -150,7 +154,8 @@ def reduce(rank: int, size: int, root: int) -> Steps:
 
     rounds: n-1
     sent: min(1, n-1)
-    Wins for few ranks and small messages: one hop. Source: the basic linear algorithm of the MPI libraries.
+    Wins for few ranks and small messages: one hop.
+    Source: the basic linear algorithm of the MPI libraries.
     """
     if rank == root:
         for i in range(1, size):

@@ -31,11 +31,7 @@ def position(rank: int, size: int) -> int:
 def at(position: int, size: int) -> range:
     """The ranks at a position: one or two."""
     pairs = size - positions(size)
-    return (
-        range(2 * position, 2 * position + 2)
-        if position < pairs
-        else range(position + pairs, position + pairs + 1)
-    )
+    return range(2 * position, 2 * position + 2) if position < pairs else range(position + pairs, position + pairs + 1)
 
 
 @lru_cache(maxsize=64)

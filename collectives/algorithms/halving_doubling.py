@@ -25,11 +25,11 @@ def all_reduce(rank: int, size: int) -> Steps:
                        | 0 1 |         <-> rank 2: give 1, keep 0; then back: get 1 from rank 2, 2 3 from rank
                        1
 
-    rounds <= 2*L if n == 2**L else 4*L
+    rounds <= 2*L if n == 2**L else 2*L + 1
     sent: 2*(n-1)/n
     Wins for medium and large arrays and many ranks: the least bytes in 2 * L exchanges, each of one message,
-    or of two where blocks wrap round the end of the array. For a power of two the order is canonical. Source:
-    Rabenseifner, Optimization of collective reduction operations (ICCS 2004).
+    or of two where blocks wrap round the end of the array. For a power of two the order is canonical.
+    Source: Rabenseifner, Optimization of collective reduction operations (ICCS 2004).
     """
     if _is_power_of_two(size):
         nearest_first = [1 << k for k in range(size.bit_length() - 1)]
@@ -47,10 +47,10 @@ def reduce_scatter(rank: int, size: int) -> Steps:
         rank 0 of 4    | 0 1 2 3 |     <-> rank 2: give 2 3, keep 0 1
                        | 0 1 |         <-> rank 1: give 1, keep 0
 
-    rounds <= L if n == 2**L else 2*L
+    rounds <= L if n == 2**L else L + 1
     sent: (n-1)/n
-    Wins for small and medium arrays and many ranks: the least bytes in L exchanges. Source: Thakur,
-    Rabenseifner and Gropp (IJHPCA 19(1), 2005); see circulant.py for other than powers of two.
+    Wins for small and medium arrays and many ranks: the least bytes in L exchanges.
+    Source: Thakur, Rabenseifner and Gropp (IJHPCA 19(1), 2005); circulant.py for other than powers of two.
     """
     if _is_power_of_two(size):
         return _halve(rank, size, _farthest_first(size))
@@ -64,10 +64,10 @@ def all_gather(rank: int, size: int) -> Steps:
         rank 0 of 4    | 0 |           <-> rank 1: give 0, get 1
                        | 0 1 |         <-> rank 2: give 0 1, get 2 3
 
-    rounds <= L if n == 2**L else 2*L
+    rounds <= L
     sent: (n-1)/n
-    Wins for small and medium arrays and many ranks: the least bytes in L exchanges. Source: Thakur,
-    Rabenseifner and Gropp (IJHPCA 19(1), 2005); see circulant.py for other than powers of two.
+    Wins for small and medium arrays and many ranks: the least bytes in L exchanges.
+    Source: Thakur, Rabenseifner and Gropp (IJHPCA 19(1), 2005); circulant.py for other than powers of two.
     """
     if _is_power_of_two(size):
         return _double(rank, size, _farthest_first(size))

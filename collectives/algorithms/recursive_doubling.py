@@ -17,8 +17,8 @@ def all_reduce(rank: int, size: int) -> Steps:
     rounds: L if n == 2**L else L + 1
     sent: L
     Wins for small arrays and many ranks: the fewest exchanges. What is sent is copied to spare memory first,
-    because both partners overwrite the chunk that the other is still reading. Source: Thakur, Rabenseifner
-    and Gropp (IJHPCA 19(1), 2005), with pairs combined in rank order.
+    because both partners overwrite the chunk that the other is still reading.
+    Source: Thakur, Rabenseifner and Gropp (IJHPCA 19(1), 2005), with pairs combined in rank order.
     """
     chunk, copy = 0, 1
     here = position(rank, size)

@@ -19,7 +19,8 @@ def all_reduce(rank: int, size: int) -> Steps:
     rounds: 2*(n-1)
     sent: 2*(n-1)/n
     Wins for large arrays: the least bytes, and both directions of every link in use. Slow for small ones and
-    many ranks. Source: Patarasuk and Yuan, Bandwidth optimal all-reduce algorithms (JPDC 69(2), 2009).
+    many ranks.
+    Source: Patarasuk and Yuan, Bandwidth optimal all-reduce algorithms (JPDC 69(2), 2009).
     """
     there = (
         _reduce_scatter(rank, size, turn=1, base=0, lane=0),
@@ -42,8 +43,8 @@ def reduce_scatter(rank: int, size: int) -> Steps:
 
     rounds: n-1
     sent: (n-1)/n
-    Wins for large arrays on networks where neighbours are near. Source: Patarasuk and Yuan (JPDC 69(2),
-    2009).
+    Wins for large arrays on networks where neighbours are near.
+    Source: Patarasuk and Yuan (JPDC 69(2), 2009).
     """
     return _reduce_scatter(rank, size, turn=1, base=0, lane=0)
 
@@ -56,8 +57,8 @@ def all_gather(rank: int, size: int) -> Steps:
 
     rounds: n-1
     sent: (n-1)/n
-    Wins for large arrays on networks where neighbours are near. Source: Patarasuk and Yuan (JPDC 69(2),
-    2009).
+    Wins for large arrays on networks where neighbours are near.
+    Source: Patarasuk and Yuan (JPDC 69(2), 2009).
     """
     return _all_gather(rank, size, turn=1, base=0, lane=0)
 
@@ -70,8 +71,8 @@ def broadcast(rank: int, size: int, root: int) -> Steps:
 
     rounds: n-1
     sent: min(1, n-1)
-    Wins for few ranks and large arrays. Source: the pipelined chain of Watts and van de Geijn (PPL 5(2),
-    1995).
+    Wins for few ranks and large arrays.
+    Source: the pipelined chain of Watts and van de Geijn (PPL 5(2), 1995).
     """
     if rank != root:
         yield Recv((rank - 1) % size, 0)
@@ -87,8 +88,8 @@ def reduce(rank: int, size: int, root: int) -> Steps:
 
     rounds: n-1
     sent: min(1, n-1)
-    Wins for few ranks and large arrays. Source: the chain of Watts and van de Geijn (PPL 5(2), 1995), run
-    backwards.
+    Wins for few ranks and large arrays.
+    Source: the chain of Watts and van de Geijn (PPL 5(2), 1995), run backwards.
     """
     after = (rank + 1) % size
     if after != root:

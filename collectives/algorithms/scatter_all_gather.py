@@ -19,8 +19,9 @@ def broadcast(rank: int, size: int, root: int) -> Steps:
     rounds <= L + n - 1
     sent <= 2*(n-1)/n
     Wins for large arrays where two trees or a chain would keep too few links busy; the root sends almost two
-    arrays. Source: Barnett, Shuler, van de Geijn, Gupta, Payne and Watts, Interprocessor collective
-    communication library (SHPCC 1994).
+    arrays.
+    Source: Barnett, Shuler, van de Geijn, Gupta, Payne and Watts, Interprocessor collective communication
+    library (SHPCC 1994).
     """
     me = (rank - root) % size
     reach, end = _reach(me, size), _end(me, size)

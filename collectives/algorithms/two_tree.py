@@ -27,12 +27,11 @@ TREES = (0, 1)
 
 @algorithm("all_reduce", "two_tree", chunks=2, lanes=2)
 def all_reduce(rank: int, size: int) -> Steps:
-    """Sums flow up both trees and the results down again, as a stream: the way down starts with the first
-    byte.
+    """Sums flow up both trees and the results down again, as a stream, byte by byte.
 
     The drawing is at the head of this file.
 
-    rounds <= 4*L
+    rounds <= 3*L
     sent <= 2
     Wins for medium arrays and many ranks: at most four neighbours, logarithmic depth, near the least bytes.
     Source: Sanders, Speck and Träff (2009); all ranks are in both trees, as in NCCL.
@@ -52,10 +51,10 @@ def broadcast(rank: int, size: int, root: int) -> Steps:
         root --half 0--> top of tree 0 over the others
              --half 1--> top of tree 1 over the others
 
-    rounds <= L + 1
+    rounds: L
     sent: min(1, n-1)
-    Wins for medium and large arrays and many ranks: nobody sends more than the array once, in logarithmic
-    depth. Source: Sanders, Speck and Träff (2009), with the root outside so that it too sends each byte once.
+    Wins for medium and large arrays and many ranks: nobody sends more than the array once.
+    Source: Sanders, Speck and Träff (2009), with the root outside so that it too sends each byte once.
     """
     for tree in TREES:
         if rank != root:
@@ -73,7 +72,8 @@ def reduce(rank: int, size: int, root: int) -> Steps:
 
     rounds <= 2*L
     sent: min(1, n-1)
-    Wins for medium and large arrays and many ranks. Source: Sanders, Speck and Träff (2009).
+    Wins for medium and large arrays and many ranks.
+    Source: Sanders, Speck and Träff (2009).
     """
     for tree in TREES:
         if rank != root:
@@ -100,10 +100,9 @@ def _down(rank: int, size: int, tree: int, outside: int | None) -> Steps:
 
 
 def neighbours(rank: int, size: int, tree: int, outside: int | None) -> tuple[int | None, list[int]]:
-    """Parent and children of a rank in a tree over all ranks, or over all but `outside`, which then is the
-    top's parent.
+    """Parent and children of a rank in a tree over all ranks but `outside`, which is the parent of the top.
 
-    The position of an in-order binary tree are 1..q: odd ones are leaves, and one with h trailing zero bits
+    The positions of an in-order binary tree are 1..q: odd ones are leaves, and one with h trailing zero bits
     stands 2**(h-1) away from its children. Where a position beyond q is missing, its left child takes its
     place.
     """

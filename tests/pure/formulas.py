@@ -45,9 +45,7 @@ class Formula:
 def formulas(algorithm: Algorithm) -> list[Formula]:
     """All formula lines in the docstring."""
     lines = LINE.findall(algorithm.generate.__doc__ or "")
-    return [
-        Formula(quantity, relation == ":", source, _compile(source)) for quantity, relation, source in lines
-    ]
+    return [Formula(quantity, relation == ":", source, _compile(source)) for quantity, relation, source in lines]
 
 
 def names(size: int, hosts: Hosts) -> dict[str, object]:
