@@ -159,7 +159,7 @@ class Communicator(Calls):
         known = self._programs.get(key)
         if known is None:
             program = make_program(request, arrays, self.rank, self.size, self.hosts, self._names, self._lanes)
-            known = self._transport.compile(program), program.scratch_bytes
+            known = self._transport.compile(program, limit), program.scratch_bytes
             if len(self._programs) >= _MOST_PROGRAMS:
                 self._programs.clear()
             self._programs[key] = known

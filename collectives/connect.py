@@ -61,7 +61,7 @@ def connect(
     lanes            TCP connections and rings per peer over which a large message is spread
     ring_bytes       memory of one direction of a shared-memory lane, a power of two, at least 4096
     timeout_s        how long nothing may move in a call before DeadlineExceeded
-    join_timeout_s   how long to wait for the other ranks here, and for a peer when a connection is first needed
+    join_timeout_s   how long to wait for the other ranks here
 
     Raises ValueError for arguments or variables that make no sense, RendezvousError naming the ranks that are missing,
     double or disagree, TransportError when this machine refuses a resource. After an error nothing is left.
@@ -82,7 +82,7 @@ def connect(
     try:
         engine = EngineTransport(
             endpoint, range(launch.size), launch.rank, names,
-            transport=transport, ring_bytes=ring_bytes, join_timeout_s=join_timeout_s,
+            transport=transport, ring_bytes=ring_bytes,
         )  # fmt: skip
     except BaseException:
         endpoint.close()

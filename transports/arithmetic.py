@@ -42,17 +42,16 @@ def divide(dtype: int, a: _Array, divisor: int) -> _Array:
         truncated = quotient // divisor + ((quotient < 0) & (quotient % divisor != 0))
         return _stored(name, truncated.astype(values.dtype))
     if values.dtype.kind == "c":
-        values = values.view(values.real.dtype)  # each part by itself
+        values = values.view(np.float32 if name == "complex64" else np.float64)  # each part by itself
     with np.errstate(all="ignore"):
         return _stored(name, (values / values.dtype.type(divisor)).astype(values.dtype))
 
 
 def _complex_product(x: _Array, y: _Array) -> _Array:
     """As the engine has it: each product rounded, where numpy may fuse a product with the sum."""
-    result = np.empty_like(x)
-    result.real = x.real * y.real - x.imag * y.imag
-    result.imag = x.real * y.imag + x.imag * y.real
-    return result
+    a, b, c, d = np.real(x), np.imag(x), np.real(y), np.imag(y)
+    parts = np.stack([a * c - b * d, a * d + b * c], axis=-1)
+    return parts.view(x.dtype)[..., 0]
 
 
 def _values(name: str, raw: _Array) -> _Array:

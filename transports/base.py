@@ -64,7 +64,7 @@ class Transport(Protocol):
     size: int
     hosts: tuple[tuple[int, ...], ...]
 
-    def compile(self, program: Program) -> Compiled:
+    def compile(self, program: Program, timeout_s: float) -> Compiled:
         """Makes a program ready to run, and connects the lanes it needs. Every rank compiles before it runs.
 
         Raises a CollectiveError when a peer cannot be reached; the transport is broken then.

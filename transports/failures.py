@@ -22,7 +22,7 @@ __all__ = ["FailureKind", "Names", "Reason", "exception"]
 class FailureKind:
     """Why a communicator failed; engine/wire.hpp has the same numbers."""
 
-    NONE, LOST, LEFT, DEADLINE, MISMATCH, WIRE, INTERRUPTED, CLOSED, FORKED = range(9)
+    NONE, LOST, LEFT, DEADLINE, MISMATCH, WIRE, INTERRUPTED, CLOSED, FORKED, CONNECT = range(10)
 
 
 class Reason:
@@ -90,6 +90,8 @@ def exception(
         return PeerLostError(f"{name} closed the communicator while it was still needed{noticed}; {here}")
     if kind == FailureKind.INTERRUPTED:
         return PeerLostError(f"{name} was interrupted (Ctrl-C){noticed}; {here}")
+    if kind == FailureKind.CONNECT:
+        return PeerLostError(f"{name} could not connect to a peer, and says itself why{noticed}; {here}")
     if kind == FailureKind.DEADLINE:
         last = int(failure["theirs"]["seq"])
         why = {

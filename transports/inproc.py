@@ -92,7 +92,7 @@ class InprocTransport:
         self._reported = self._closed = False
         self.bytes_sent = 0
 
-    def compile(self, program: Program) -> Program:
+    def compile(self, program: Program, timeout_s: float) -> Program:
         return program
 
     def run(self, compiled: Program, timeout_s: float, *buffers: Buffer) -> None:

@@ -79,6 +79,7 @@ class Engine {
   void fail(Failure failure);  // from outside: the first cause wins, and every connected peer is told
   Failure failure();
   uint32_t failed_step() const { return failed_step_; }
+  int rank() const { return rank_; }
   uint64_t seq() const { return begun_.load(std::memory_order_relaxed); }
   void close();   // GOODBYE to all; idempotent
   void forked();  // in a child process: drops the descriptors without a word

@@ -49,6 +49,8 @@ class Links:
         self._changed = threading.Condition()
         self._dialing: defaultdict[int, threading.Lock] = defaultdict(threading.Lock)
         self._controls: set[int] = set()
+        self.connecting_to = -1
+        """The peer that `ensure` is or was last concerned with."""
         endpoint.serve(name, self._accept)
 
     def close(self) -> None:
@@ -72,9 +74,11 @@ class Links:
                 wanted[peer].append(lane)
         for peer, lanes in wanted.items():
             if self._rank < peer:
+                self.connecting_to = peer
                 self._dial(peer, lanes, deadline - time.monotonic())
         for peer, lanes in wanted.items():
             if self._rank > peer:
+                self.connecting_to = peer
                 self._await(peer, lanes, deadline)
 
     # ---------------------------------------------------------------- the lower rank

@@ -272,6 +272,7 @@ NB_MODULE(_engine, m) {
         Failure f;
         f.kind = static_cast<FailureKind>(kind);
         f.culprit = culprit;
+        f.detector = e.rank();
         f.reason = static_cast<Reason>(reason);
         f.waited_s = waited_s;
         f.mine.seq = seq;

@@ -17,7 +17,7 @@ from transports.endpoint import Endpoint
 from transports.engine import _engine
 from transports.engine.links import Links
 from transports.errors import CommunicatorBroken, DeadlineExceeded, PeerLostError
-from transports.failures import FailureKind, Names, exception
+from transports.failures import FailureKind, Names, Reason, exception
 from transports.program import Program
 
 __all__ = ["EngineTransport"]
@@ -45,12 +45,11 @@ class EngineTransport:
         transport: str = "auto",
         ring_bytes: int = 256 << 10,
         epoch: int = 0,
-        join_timeout_s: float = 60.0,
     ) -> None:
         self.rank, self.size = rank, len(members)
         self._endpoint, self._members, self._names, self._name = endpoint, tuple(members), names, name
         self._options: dict[str, Any] = {
-            "transport": transport, "ring_bytes": ring_bytes, "epoch": epoch, "join_timeout_s": join_timeout_s,
+            "transport": transport, "ring_bytes": ring_bytes, "epoch": epoch,
         }  # fmt: skip
         of_world = {world: i for i, world in enumerate(members)}
         local = [tuple(of_world[w] for w in host if w in of_world) for host in endpoint.hosts]
@@ -61,18 +60,17 @@ class EngineTransport:
         self._links = Links(
             self._engine, endpoint, name, members, rank, transport=transport, ring_bytes=ring_bytes
         )
-        self._join_timeout_s = join_timeout_s
         self._messages: dict[tuple[bool, int, int, int, int], Any] = {}
         self._reported = False
         self._closed = False
 
     # ---------------------------------------------------------------- running
 
-    def compile(self, program: Program) -> _Compiled:
+    def compile(self, program: Program, timeout_s: float) -> _Compiled:
         native = _engine.make_program(
             program.steps, program.dependencies, list(program.call), program.buffers, program.divisor
         )
-        self._connect(program.channels())
+        self._connect(program.channels(), timeout_s)
         return _Compiled(program, native)
 
     def run(self, compiled: _Compiled, timeout_s: float, *buffers: Buffer) -> None:
@@ -101,7 +99,7 @@ class EngineTransport:
         key = (sends, peer, dtype, count, nbytes)
         program = self._messages.get(key)
         if program is None:
-            self._connect({(peer, _MESSAGE_LANE)})
+            self._connect({(peer, _MESSAGE_LANE)}, timeout_s)
             program = self._messages[key] = _engine.make_message(sends, peer, dtype, count, nbytes)
         if self._engine.run(program, timeout_s, data):
             self.raise_failure(None, f"{'send to' if sends else 'recv from'} rank {peer}")
@@ -119,15 +117,19 @@ class EngineTransport:
         weakref.finalize(memory, _drop_region, weakref.ref(self._engine), region)
         return memoryview(memory)[:nbytes]
 
-    def _connect(self, channels: set[tuple[int, int]]) -> None:
+    def _connect(self, channels: set[tuple[int, int]], timeout_s: float) -> None:
         try:
-            self._links.ensure(channels, self._join_timeout_s)
+            self._links.ensure(channels, timeout_s)
         except BaseException as error:
             # The others must not wait for us: whoever is connected hears why.
-            kind = FailureKind.LOST if isinstance(error, PeerLostError) else FailureKind.INTERRUPTED
-            if isinstance(error, DeadlineExceeded):
-                kind = FailureKind.DEADLINE
-            self._engine.fail(kind, self.rank, 0, self._join_timeout_s, self._engine.seq)
+            self._reported = True
+            kind, culprit = FailureKind.CONNECT, self.rank
+            if isinstance(error, (PeerLostError, DeadlineExceeded)):
+                kind = FailureKind.LOST if isinstance(error, PeerLostError) else FailureKind.DEADLINE
+                culprit = self._links.connecting_to
+            elif isinstance(error, KeyboardInterrupt):
+                kind = FailureKind.INTERRUPTED
+            self._engine.fail(kind, culprit, Reason.SILENT, timeout_s, self._engine.seq)
             raise
 
     # ---------------------------------------------------------------- failing

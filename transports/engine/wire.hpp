@@ -35,7 +35,7 @@ struct Header {
 static_assert(sizeof(Header) == 64 && offsetof(Header, step) == 52);
 constexpr size_t kComparedBytes = offsetof(Header, step);
 
-enum class FailureKind : int32_t { none, lost, left, deadline, mismatch, wire, interrupted, closed, forked };
+enum class FailureKind : int32_t { none, lost, left, deadline, mismatch, wire, interrupted, closed, forked, connect };
 enum class Reason : int32_t { unknown, not_called, silent };
 
 // Why a communicator failed: the first cause, the same on every rank that hears of it.
