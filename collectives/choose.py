@@ -26,7 +26,7 @@ _MANY_RANKS = 16
 _MANY: dict[str, tuple[tuple[float, str], ...]] = {
     "all_reduce": ((16 << 10, "recursive_doubling"), (256 << 10, "halving_doubling"), (_FOREVER, "ring")),
     "reduce_scatter": ((64 << 10, "halving"), (_FOREVER, "ring")),
-    "all_gather": ((64 << 10, "bruck"), (_FOREVER, "ring")),
+    "all_gather": ((64 << 10, "doubling"), (_FOREVER, "ring")),
     "broadcast": ((32 << 10, "binomial"), (_FOREVER, "two_tree")),
     "reduce": ((32 << 10, "binomial"), (_FOREVER, "two_tree")),
 }

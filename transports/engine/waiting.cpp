@@ -156,7 +156,8 @@ void Engine::query(Program& program, Wait& wait, double now) {
       blamed_seq = last;
     }
     bool settled = link.answered_at >= link.asked_at || link.asked_at < wait.idle_since;
-    if (settled) link.asked_at = now;  // the time of the oldest question without an answer
+    if (!settled) continue;  // one question at a time: more would only fill the socket of a rank that is stopped
+    link.asked_at = now;
     Frame frame;
     frame.type = FrameType::query;
     frame.call = call_;
