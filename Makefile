@@ -5,7 +5,7 @@ PYTHON ?= python3
 RANKS ?= 4
 
 BUILD_TOOLS := scikit-build-core nanobind cmake ninja
-ENGINE := $(shell find transports -name '*.cpp' -o -name '*.hpp' -o -name '*.txt') CMakeLists.txt pyproject.toml
+ENGINE := $(shell find transports -name '*.cpp' -o -name '*.hpp') CMakeLists.txt pyproject.toml
 PIP := -m pip install --quiet --disable-pip-version-check -c constraints.txt
 # The engine is compiled against its environment's Python and nanobind, so each environment has a build of its own.
 EDITABLE = $(PIP) --no-build-isolation --no-deps -C build-dir=build/$(1) -e .

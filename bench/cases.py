@@ -147,9 +147,7 @@ class Case:
             each = recv.size // self.size
             start = self.start if collective == "all_to_all" else 0
             blocks = (recv[rank * each : (rank + 1) * each] for rank in range(self.size))
-            return wrong + sum(
-                count_wrong(block, self._source(rank), seed, start) for rank, block in enumerate(blocks)
-            )
+            return wrong + sum(count_wrong(block, self._source(rank), seed, start) for rank, block in enumerate(blocks))
         if collective in ("broadcast", "scatter"):
             return wrong + count_wrong(recv, self._source(self.what.root), seed, self._recv_start())
         return wrong + count_wrong(recv, self._source(None), seed, self._recv_start())

@@ -130,7 +130,7 @@ class Contender:
     def close(self) -> None:
         self._conductor.close()
         for process in self._processes:
-            for patience_s, number in ((5.0, signal.SIGTERM), (2.0, signal.SIGKILL)):
+            for patience_s, number in ((2.0, signal.SIGTERM), (1.0, signal.SIGKILL)):
                 try:
                     process.wait(patience_s)
                     break

@@ -47,9 +47,7 @@ class Conductor:
             except TimeoutError:
                 alive()
                 if time.monotonic() > deadline:
-                    raise ContenderError(
-                        f"{len(self._ranks)} of {size} ranks came within {timeout_s:g} s"
-                    ) from None
+                    raise ContenderError(f"{len(self._ranks)} of {size} ranks came within {timeout_s:g} s") from None
                 continue
             connection.settimeout(ANSWER_TIMEOUT_S)
             lines = connection.makefile("rw", encoding="utf-8")

@@ -18,7 +18,7 @@ import time
 from collections.abc import Sequence
 
 GRACE_S = 5.0  # for the survivors' own error, then SIGTERM
-KILL_S = 3.0  # from SIGTERM to SIGKILL
+KILL_S = 12.0  # from SIGTERM to SIGKILL: rank 0 may have three contenders to end
 PR_SET_PDEATHSIG = 1
 
 

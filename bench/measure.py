@@ -15,9 +15,7 @@ if TYPE_CHECKING:
     from collectives import Communicator
 
 
-def measure_row(
-    comm: Communicator, what: What, size_bytes: int, *, iterations: int, warmup: int, checks: int
-) -> Row:
+def measure_row(comm: Communicator, what: What, size_bytes: int, *, iterations: int, warmup: int, checks: int) -> Row:
     """Collective: every rank calls it with the same arguments and gets the same row."""
     elems = whole_elems(what.collective, size_bytes, what.dtype, comm.size)
     traits = COLLECTIVES[what.collective]

@@ -62,9 +62,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
         metavar="SIZE",
         help="largest size (32M)",
     )
-    flag(
-        "-i", "--stepbytes", type=_size, default=1 << 20, metavar="SIZE", help="added from size to size (1M)"
-    )
+    flag("-i", "--stepbytes", type=_size, default=1 << 20, metavar="SIZE", help="added from size to size (1M)")
     flag("-f", "--stepfactor", type=_at_least(1), default=1, metavar="N", help="or multiplied, if above 1")
     flag("-n", "--iters", type=_at_least(1), default=20, metavar="N", help="calls in a timed loop (20)")
     flag(
@@ -213,9 +211,7 @@ def _names(made: argparse.ArgumentParser, flag: str, text: str, known: Sequence[
     return names
 
 
-def _reductions(
-    made: argparse.ArgumentParser, collective: str, dtype: str, op: str
-) -> tuple[tuple[str, str], ...]:
+def _reductions(made: argparse.ArgumentParser, collective: str, dtype: str, op: str) -> tuple[tuple[str, str], ...]:
     dtype, op = THEIR_TYPES.get(dtype, dtype), THEIR_OPS.get(op, op)
     dtypes = check.DTYPES if dtype == "all" else _names(made, "--datatype", dtype, check.DTYPES)
     if not COLLECTIVES[collective].reduces:

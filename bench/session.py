@@ -90,9 +90,7 @@ class Session:
         return rows
 
     def _every_root(self) -> bool:
-        return (
-            self.options.collective in ("broadcast", "reduce", "gather", "scatter") and self.options.root < 0
-        )
+        return self.options.collective in ("broadcast", "reduce", "gather", "scatter") and self.options.root < 0
 
     def _what(self, dtype: str, op: str, root: int, algorithm: str) -> What:
         options = self.options
@@ -133,9 +131,7 @@ class Session:
             for contender in contenders:
                 contender.close()
 
-    def _compare_table(
-        self, ours: Sequence[compare.Entrant], theirs: Sequence[compare.Entrant]
-    ) -> list[Compared]:
+    def _compare_table(self, ours: Sequence[compare.Entrant], theirs: Sequence[compare.Entrant]) -> list[Compared]:
         options, (dtype, _) = self.options, self.options.reductions[0]
         self._say(table.compare_header([entrant.name for entrant in theirs], self.named))
         compared: list[Compared] = []
@@ -212,9 +208,7 @@ class Session:
             "ngpus": 0,
             "minimum_bytes": options.minimum_bytes,
             "maximum_bytes": options.maximum_bytes,
-            "step_factor" if by_factor else "step_bytes": options.step_factor
-            if by_factor
-            else options.step_bytes,
+            "step_factor" if by_factor else "step_bytes": options.step_factor if by_factor else options.step_bytes,
             "warmup_iters": options.warmup,
             "iterations": options.iterations,
             "aggregated_iterations": 1,

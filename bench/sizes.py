@@ -17,9 +17,7 @@ def parse_size(text: str) -> int:
     except ValueError:
         size_bytes = -1.0
     if not 0 <= size_bytes < 1 << 62:
-        raise ValueError(
-            f"{text!r} is not a size; write bytes, or a number with K, M or G, such as 16 or 64M"
-        )
+        raise ValueError(f"{text!r} is not a size; write bytes, or a number with K, M or G, such as 16 or 64M")
     return int(size_bytes)
 
 

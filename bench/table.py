@@ -67,8 +67,7 @@ def header(with_algorithm: bool) -> str:
     lines = [
         "#",
         left.format("", "", "", "", "") + f"{'out-of-place':>23}{'in-place':>31}",
-        left.format("size", "count", "type", "redop", "root")
-        + half.format("time", "algbw", "busbw", "#wrong") * 2,
+        left.format("size", "count", "type", "redop", "root") + half.format("time", "algbw", "busbw", "#wrong") * 2,
         left.format("(B)", "(elements)", "", "", "") + half.format("(us)", "(GB/s)", "(GB/s)", "") * 2,
     ]
     if with_algorithm:
@@ -111,9 +110,7 @@ def footer(rows: Sequence[Row]) -> str:
     algorithms = dict.fromkeys(row.algorithm for row in rows)
     if len(algorithms) > 1:
         for name in algorithms:
-            lines.append(
-                f"#   {name:<18} : {average_busbw([row for row in rows if row.algorithm == name]):g}"
-            )
+            lines.append(f"#   {name:<18} : {average_busbw([row for row in rows if row.algorithm == name]):g}")
     return "\n".join([*lines, "#"])
 
 

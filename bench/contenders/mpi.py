@@ -25,9 +25,7 @@ class MpiPeer:
         self.settings = settings
         self.rank: int = self.world.Get_rank()
         if self.world.Get_size() != settings.size:
-            raise RuntimeError(
-                f"mpiexec started {self.world.Get_size()} ranks in one world, not {settings.size}"
-            )
+            raise RuntimeError(f"mpiexec started {self.world.Get_size()} ranks in one world, not {settings.size}")
 
     def barrier(self) -> None:
         self.world.Barrier()
@@ -45,9 +43,7 @@ class MpiPeer:
             "reduce_scatter": lambda: world.Reduce_scatter_block(in_place, full, op),
             "all_gather": lambda: world.Allgather(in_place, full),
             "broadcast": lambda: world.Bcast(full, root),
-            "reduce": lambda: world.Reduce(
-                in_place if at_root else full, full if at_root else None, op, root
-            ),
+            "reduce": lambda: world.Reduce(in_place if at_root else full, full if at_root else None, op, root),
             "gather": lambda: world.Gather(in_place if at_root else mine, full if at_root else None, root),
             "scatter": lambda: world.Scatter(full if at_root else None, in_place if at_root else mine, root),
             "barrier": world.Barrier,

@@ -50,9 +50,7 @@ def rows(text: str) -> list[list[str]]:
 @pytest.mark.parametrize("transport", ["auto", "shm", "tcp", "inproc"])
 @pytest.mark.parametrize("collective", COLLECTIVES)
 def test_every_collective_on_every_transport(collective: str, transport: str) -> None:
-    text = bench(
-        collective, "--ranks", "4", "--transport", transport, "-b", "16", "-e", "256K", "-f", "32", "-n", "3"
-    )
+    text = bench(collective, "--ranks", "4", "--transport", transport, "-b", "16", "-e", "256K", "-f", "32", "-n", "3")
     table = rows(text)
     assert [int(row[0]) for row in table] == [16, 512, 16384]
     assert "# Out of bounds values : 0 OK" in text
@@ -74,9 +72,7 @@ def test_barrier_has_one_row_without_data() -> None:
 
 
 def test_every_type_and_op_is_right() -> None:
-    table = rows(
-        bench("all_reduce", "--ranks", "3", "-b", "1K", "-e", "1K", "-n", "1", "-d", "all", "-o", "all")
-    )
+    table = rows(bench("all_reduce", "--ranks", "3", "-b", "1K", "-e", "1K", "-n", "1", "-d", "all", "-o", "all"))
     assert len(table) > 80
     assert {row[2] for row in table} >= {
         "half",
@@ -93,34 +89,26 @@ def test_every_type_and_op_is_right() -> None:
 
 def test_every_type_is_right_in_torch() -> None:
     table = rows(
-        bench(
-            "all_reduce", "--ranks", "2", "-b", "1K", "-e", "1K", "-n", "1", "-d", "all", "--array", "torch"
-        )
+        bench("all_reduce", "--ranks", "2", "-b", "1K", "-e", "1K", "-n", "1", "-d", "all", "--array", "torch")
     )
     assert len(table) == 15
 
 
 def test_all_algorithms_are_named_in_the_last_column() -> None:
-    text = bench(
-        "all_reduce", "--ranks", "4", "-b", "1K", "-e", "64K", "-f", "64", "-n", "3", "--algorithm", "all"
-    )
+    text = bench("all_reduce", "--ranks", "4", "-b", "1K", "-e", "64K", "-f", "64", "-n", "3", "--algorithm", "all")
     names = {row[-1] for row in rows(text)}
     assert {"direct", "ring", "two_tree", "hierarchical", "recursive_doubling", "halving_doubling"} <= names
     assert len(rows(text)) == 2 * len(names)
 
 
 def test_prepared_calls_and_every_root() -> None:
-    table = rows(
-        bench("broadcast", "--ranks", "3", "-b", "1K", "-e", "1K", "-n", "3", "-r", "-1", "--prepared")
-    )
+    table = rows(bench("broadcast", "--ranks", "3", "-b", "1K", "-e", "1K", "-n", "3", "-r", "-1", "--prepared"))
     assert [row[4] for row in table] == ["0", "1", "2"]
 
 
 def test_torchrun() -> None:
     torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", "4")
-    text = bench(
-        "all_reduce", "-b", "16", "-e", "64K", "-f", "64", "-n", "3", launcher=(sys.executable, *torchrun)
-    )
+    text = bench("all_reduce", "-b", "16", "-e", "64K", "-f", "64", "-n", "3", launcher=(sys.executable, *torchrun))
     assert "# nRanks 4 " in text
     assert len(rows(text)) == 3
 

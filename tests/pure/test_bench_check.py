@@ -35,9 +35,7 @@ PAIRS = [(dtype, op) for dtype in DTYPES for op in OPS if supports(dtype, op)]
 COUNT = 300
 
 
-def values(
-    dtype: str, op: str, size: int, rank: int | None, count: int = COUNT, seed: int = 0
-) -> np.ndarray[Any, Any]:
+def values(dtype: str, op: str, size: int, rank: int | None, count: int = COUNT, seed: int = 0) -> np.ndarray[Any, Any]:
     """As numpy computes with them: bfloat16 by ml_dtypes, bool as bool."""
     stored = np.empty(count, storage_dtype(dtype))
     fill(stored, Source(dtype, op, size, rank), seed)
@@ -116,9 +114,7 @@ def test_no_order_of_combining_rounds_or_overflows(dtype: str, op: str) -> None:
 @pytest.mark.parametrize("size", [2, 8, 64])
 def test_a_rank_left_out_or_added_twice_is_seen(dtype: str, op: str, size: int) -> None:
     for rank in range(0, size, 7):
-        left_out = functools.reduce(
-            NATIVE[op], [values(dtype, op, size, r, 4000) for r in range(size) if r != rank]
-        )
+        left_out = functools.reduce(NATIVE[op], [values(dtype, op, size, r, 4000) for r in range(size) if r != rank])
         promised = values(dtype, op, size, None, 4000)
         total = promised if op != "mean" else functools.reduce(
             NATIVE[op], [values(dtype, op, size, r, 4000) for r in range(size)]

@@ -11,9 +11,7 @@ import pytest
 from bench.jsonfile import report, write
 from bench.table import Compared, Measured, Row
 
-RIGHT = Row(
-    1024, 256, "float32", "sum", -1, Measured(10.0, 0.1, 0.15, 0), Measured(9.0, 0.11, 0.17, 0), "ring", 20
-)
+RIGHT = Row(1024, 256, "float32", "sum", -1, Measured(10.0, 0.1, 0.15, 0), Measured(9.0, 0.11, 0.17, 0), "ring", 20)
 
 
 def document(**changes: Any) -> dict[str, Any]:

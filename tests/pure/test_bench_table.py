@@ -24,9 +24,7 @@ from bench.table import (
 HEADER = "# %10s  %12s  %8s  %6s  %6s  %7s  %6s  %6s  %6s  %7s  %6s  %6s  %6s"
 ROW = "%12li  %12li  %8s  %6s  %6s"
 HALF = "  %7s  %6s  %6s  %6g"
-UNCHECKED = (
-    "  %7s  %6s  %6s     N/A"  # nccl-tests has one blank less here, which puts its columns out of line
-)
+UNCHECKED = "  %7s  %6s  %6s     N/A"  # nccl-tests has one blank less, which puts its columns out of line
 
 
 def row(**changes: object) -> Row:
@@ -132,10 +130,5 @@ def test_comparison_gives_times_and_how_many_times_faster() -> None:
     assert compare_line(rows[0], False).split() == ["16", "2.00", "200.00", "1.00", "100.00", "0.50"]
     assert len(compare_line(rows[0], False)) == len(compare_header(["gloo", "mpich"], False).split("\n")[1])
     first, second, _ = compare_footer(rows).split("\n")
-    assert (
-        first == f"# x faster than gloo    : {math.sqrt(100 * 4):.2f} geometric mean, 4.00 at least (at 64 B)"
-    )
-    assert (
-        second
-        == f"# x faster than mpich   : {math.sqrt(0.5 * 9):.2f} geometric mean, 0.50 at least (at 16 B)"
-    )
+    assert first == f"# x faster than gloo    : {math.sqrt(100 * 4):.2f} geometric mean, 4.00 at least (at 64 B)"
+    assert second == f"# x faster than mpich   : {math.sqrt(0.5 * 9):.2f} geometric mean, 0.50 at least (at 16 B)"
