@@ -22,7 +22,7 @@ _OPS = ("sum", "prod", "min", "max", "mean", "and", "or", "xor")
 
 
 class ArrayView(NamedTuple):
-    """An array's memory. `array` keeps it alive; it is a copy of `original` when that was not C-contiguous."""
+    """An array's memory. `array` keeps it alive."""
 
     array: Any
     address: int
@@ -30,8 +30,7 @@ class ArrayView(NamedTuple):
     dtype: str  # a name of transports.program.DTYPES; "bytes" for a type that can only be moved
     dtype_name: str  # as its library calls it
     item_bytes: int
-    writable: bool
-    original: Any
+    copied: bool  # whether `array` is a contiguous copy of what was given
 
     @property
     def elements(self) -> int:
@@ -53,14 +52,14 @@ def view(x: Any, *, out: bool = False) -> ArrayView:
     if torch is not None and isinstance(x, torch.Tensor):
         return _view_torch(torch, x, out)
     if isinstance(x, np.ndarray):
-        return _view_numpy(cast("_Array", x), x, out)
+        return _view_numpy(cast("_Array", x), out)
     if hasattr(x, "__dlpack__") and hasattr(x, "__dlpack_device__"):
         kind, _ = x.__dlpack_device__()
         if int(kind) != _DLPACK_CPU:
             raise TypeError(
                 f"a {type(x).__name__} on a device (DLPack type {int(kind)}): this transport takes arrays in CPU memory"
             )
-        return _view_numpy(np.from_dlpack(x), x, out)
+        return _view_numpy(np.from_dlpack(x), out)
     if isinstance(x, np.generic):
         raise TypeError("a numpy scalar is no array: pass numpy.asarray(x)")
     name = type(x).__name__
@@ -68,7 +67,7 @@ def view(x: Any, *, out: bool = False) -> ArrayView:
     raise TypeError(f"{article} {name} is no array: pass a numpy array, a torch tensor or a DLPack object")
 
 
-def _view_numpy(x: _Array, original: Any, out: bool) -> ArrayView:
+def _view_numpy(x: _Array, out: bool) -> ArrayView:
     if x.dtype.hasobject:
         raise TypeError("an array of Python objects cannot be sent: its elements are addresses of this process")
     if not x.dtype.isnative:
@@ -77,11 +76,12 @@ def _view_numpy(x: _Array, original: Any, out: bool) -> ArrayView:
         raise ValueError("out must be C-contiguous: pass a contiguous array and copy the result where it belongs")
     if out and not x.flags.writeable:
         raise ValueError("out is read-only: pass a writable array")
-    if not x.flags.c_contiguous:
+    copied = not x.flags.c_contiguous
+    if copied:
         x = np.ascontiguousarray(x).reshape(x.shape)
     name = x.dtype.name
     dtype = name if name in DTYPES and DTYPES[name][1] == x.itemsize else "bytes"
-    return ArrayView(x, x.ctypes.data, x.shape, dtype, name, x.itemsize, x.flags.writeable, original)
+    return ArrayView(x, x.ctypes.data, x.shape, dtype, name, x.itemsize, copied)
 
 
 def _view_torch(torch: Any, x: Any, out: bool) -> ArrayView:
@@ -89,15 +89,17 @@ def _view_torch(torch: Any, x: Any, out: bool) -> ArrayView:
         raise TypeError(f"a sparse tensor ({x.layout}) has no single memory: pass x.to_dense()")
     if x.device.type != "cpu":
         raise TypeError(f"a tensor on {x.device}: this transport takes tensors in CPU memory, pass x.cpu()")
-    if x.is_conj() or x.is_neg():
-        x = x.resolve_conj().resolve_neg()
-    if not x.is_contiguous():
-        if out:
-            raise ValueError("out must be contiguous: pass a contiguous tensor and copy the result where it belongs")
-        x = x.contiguous()
+    copied = x.is_conj() or x.is_neg() or not x.is_contiguous()
+    if copied and out:
+        raise ValueError(
+            "out must be contiguous, and no lazy conjugate or negative: pass a contiguous tensor and copy the result "
+            "where it belongs"
+        )
+    if copied:
+        x = x.resolve_conj().resolve_neg().contiguous()
     name = str(x.dtype).removeprefix("torch.")
     return ArrayView(
-        x, x.data_ptr(), tuple(x.shape), name if name in DTYPES else "bytes", name, x.element_size(), True, x
+        x, x.data_ptr(), tuple(x.shape), name if name in DTYPES else "bytes", name, x.element_size(), copied
     )
 
 

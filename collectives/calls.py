@@ -18,6 +18,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from collectives.plan import COLLECTIVES
 
 __all__ = ["COLLECTIVE_NUMBERS", "Calls", "Request"]
@@ -26,6 +28,9 @@ COLLECTIVE_NUMBERS = {name: number for number, name in enumerate(COLLECTIVES)}
 _ALL_REDUCE, _REDUCE = COLLECTIVE_NUMBERS["all_reduce"], COLLECTIVE_NUMBERS["reduce"]
 _REDUCE_SCATTER, _ALL_GATHER = COLLECTIVE_NUMBERS["reduce_scatter"], COLLECTIVE_NUMBERS["all_gather"]
 _BROADCAST, _ALL_TO_ALL = COLLECTIVE_NUMBERS["broadcast"], COLLECTIVE_NUMBERS["all_to_all"]
+
+_BARRIER = COLLECTIVE_NUMBERS["barrier"]
+_TOKEN = np.zeros(1, np.uint8)  # what a barrier moves: a byte that nobody looks at, so that steps wait for it
 
 
 class Request(NamedTuple):
@@ -183,7 +188,9 @@ class Calls:
 
     def barrier(self, *, algorithm: str = "auto", timeout_s: float | None = None) -> Any:
         """Returns on each rank once every rank has called it."""
-        return self._call(Request("barrier", (), None, "sum", -1, algorithm, None, timeout_s))
+        if timeout_s is None and self._quick(_BARRIER, _TOKEN, None, "sum", -1, algorithm) is not NotImplemented:
+            return None
+        return self._call(Request("barrier", _TOKEN, None, "sum", -1, algorithm, None, timeout_s))
 
 
 def _tuple(sizes: Sequence[int] | None) -> tuple[int, ...] | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import itertools
 import weakref
 from collections.abc import Callable, Sequence
@@ -13,7 +12,7 @@ import numpy as np
 
 from collectives.buffers import ArrayView, view
 from collectives.calls import COLLECTIVE_NUMBERS, Calls, Request
-from collectives.resolve import Operands, make_program, operands, overlap
+from collectives.resolve import Operands, check_apart, make_program, operands, overlap
 from collectives.work import Work
 from transports.base import Started, Transport
 from transports.errors import CommunicatorBroken
@@ -152,9 +151,8 @@ class Communicator(Calls):
             raise ValueError(f"{len(xs)} arrays were given, but {len(outs)} to put the results in")
         limit = self._limit(request.timeout_s)
         arrays = [operands(request, x, o, self.rank, self.size) for x, o in zip(xs, outs, strict=True)]
-        if request.collective == "all_to_all":
-            arrays = [_apart(array) for array in arrays]
-
+        if several:
+            check_apart(arrays)
         key = (request._replace(x=None, out=None, timeout_s=None), tuple(map(_layout, arrays)), several)
         known = self._programs.get(key)
         if known is None:
@@ -195,6 +193,11 @@ class Communicator(Calls):
     def prepared(self, request: Request) -> Callable[[], Any]:
         """Resolves a call once, for calling it many times; `prepare.all_reduce` and its like come here."""
         r = self._resolve(request)
+        if any(array.input is not None and array.input.copied for array in r.keep[0]):
+            raise ValueError(
+                "a prepared call reads x where it is, but this x is not contiguous (or a lazy conjugate or negative): "
+                "prepare the call on a contiguous copy and fill that before each call"
+            )
         return self._transport.prepare(r.compiled, r.timeout_s, r.result, r.keep, *r.buffers)
 
     def _limit(self, timeout_s: float | None) -> float:
@@ -338,16 +341,6 @@ def _layout(array: Operands) -> tuple[Any, ...]:
     shared = x is not None and out is not None and overlap(x, out)
     apart = out.address - x.address if shared and x is not None and out is not None else None
     return array.blocks, array.model.dtype_name, x is None, out is None and array.make is None, apart
-
-
-def _apart(array: Operands) -> Operands:
-    """With its input copied when the result overlaps it: all_to_all has no order that could work in place."""
-    x, out = array.input, array.result
-    if x is None or out is None or not overlap(x, out):
-        return array
-    copy = np.empty(x.nbytes, np.uint8)
-    ctypes.memmove(copy.ctypes.data, x.address, x.nbytes)
-    return array._replace(input=x._replace(array=copy, address=copy.ctypes.data))
 
 
 def _ended(started: Started) -> bool:

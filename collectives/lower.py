@@ -100,11 +100,9 @@ def lower(
 ) -> tuple[list[Action], int]:
     """The actions of one rank on one array, in order, and the bytes of scratch they need.
 
-    Every large message is cut into `stripes` pieces, each on a lane of its own. Empty messages are left out, except in
-    a barrier, which consists of them.
+    Every large message is cut into `stripes` pieces, each on a lane of its own. Empty messages are left out.
     """
     chunks = _Chunks(plan, rank, layout)
-    keep_empty = plan.collective == "barrier"
     dtype, op = layout.dtype, layout.op
     actions: list[Action] = []
 
@@ -143,7 +141,7 @@ def lower(
                 a = gather(step.chunk, step.count)
             if not isinstance(step, Send):
                 out = settle(step.chunk, step.count)
-            if not nbytes and not keep_empty:
+            if not nbytes:
                 continue
             kind = _KINDS[type(step)]
             first = step.local_first if isinstance(step, RecvReduce) else True

@@ -171,7 +171,7 @@ COLLECTIVES: dict[str, Collective] = {
             lambda rank, size, root: range(size, 2 * size),
             lambda rank, block, size, root: (1 << (block - size), rank),
         ),
-        # Zero bytes: only that every rank has heard of every rank.
+        # One byte whose value is of no interest: only that every rank has heard of every rank.
         Collective("barrier", False, _one, _whole, _whole, _sum),
     )
 }

@@ -16,11 +16,12 @@ from collectives.lower import ArrayLayout, lower
 from collectives.plan import COLLECTIVES, Hosts, plan
 from collectives.verify import verify
 from transports.failures import Names
-from transports.program import DTYPES, OPS, Action, Call, Place, Program, build
+from transports.program import DTYPES, OPS, Action, Call, Kind, Place, Program, build
 
-__all__ = ["Operands", "make_program", "operands", "overlap"]
+__all__ = ["Operands", "check_apart", "make_program", "operands", "overlap"]
 
 _REDUCING = frozenset({"all_reduce", "reduce", "reduce_scatter"})
+_ALIGN_BYTES = 64
 _proved: set[object] = set()
 
 
@@ -69,7 +70,7 @@ def _shapes(
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The elements of every block, and the shape of the result on a rank that gets one."""
     name, sizes = request.collective, request.sizes
-    if name in ("all_reduce", "reduce", "broadcast"):
+    if name in ("all_reduce", "reduce", "broadcast", "barrier"):
         return (x.elements,), x.shape
     rows, rest = (x.shape[0], x.shape[1:]) if x.shape else (1, ())
     row = x.elements // rows if rows else _product(rest)
@@ -120,6 +121,26 @@ def _product(shape: tuple[int, ...]) -> int:
     return total
 
 
+def check_apart(arrays: list[Operands]) -> None:
+    """Raises ValueError when a result in a list lies over another's arrays: they are worked on at the same time."""
+    spans: list[tuple[int, int, bool]] = []  # begin, end, whether it is written
+    for a in arrays:
+        reads = [(a.input.address, a.input.address + a.input.nbytes, False)] if a.input and a.input.nbytes else []
+        writes = [(a.result.address, a.result.address + a.result.nbytes, True)] if a.result and a.result.nbytes else []
+        if reads and writes and a.input and a.result and overlap(a.input, a.result):
+            spans.append((min(reads[0][0], writes[0][0]), max(reads[0][1], writes[0][1]), True))
+        else:
+            spans += reads + writes
+    end_of_reads = end_of_writes = 0
+    for begin, end, written in sorted(spans):
+        if begin < (max(end_of_reads, end_of_writes) if written else end_of_writes):
+            raise ValueError("arrays of one list share memory, and at least one of them is written")
+        if written:
+            end_of_writes = max(end_of_writes, end)
+        else:
+            end_of_reads = max(end_of_reads, end)
+
+
 def make_program(
     request: Request, arrays: list[Operands], rank: int, size: int, hosts: Hosts, names: Names, lanes: int
 ) -> Program:
@@ -140,6 +161,11 @@ def make_program(
     scratch_buffer, scratch_bytes = 2 * len(arrays), 0
     for i, array in enumerate(arrays):
         layout = _layout(request, array, i, Place(scratch_buffer, scratch_bytes))
+        if array.input is not None and _would_be_overwritten(name, array, rank, size, root):
+            nbytes, copy = array.input.nbytes, layout.scratch
+            actions.append(Action(Kind.COPY, nbytes, a=layout.input, out=copy))
+            scratch_bytes += -(-nbytes // _ALIGN_BYTES) * _ALIGN_BYTES
+            layout = layout._replace(input=copy, scratch=Place(scratch_buffer, scratch_bytes))
         more, used = lower(the_plan, rank, layout, stripes=lanes)
         actions += more
         scratch_bytes += used
@@ -174,6 +200,24 @@ def _places(x: ArrayView, out: ArrayView, mine: Place, result: Place) -> tuple[P
     if x.address >= out.address and x.nbytes <= out.nbytes:
         return Place(result.buffer, x.address - out.address), result
     return mine, Place(mine.buffer, out.address - x.address)
+
+
+def _would_be_overwritten(collective: str, array: Operands, rank: int, size: int, root: int) -> bool:
+    """Whether the result lies over the input where a plan does not expect it, so that a copy must be worked on.
+
+    Plans work in place where each block of the result takes the place of the same block of the input; all_to_all has
+    no such blocks.
+    """
+    x, out = array.input, array.result
+    if x is None or out is None or not overlap(x, out):
+        return False
+    spec = COLLECTIVES[collective]
+    begins = [0]
+    for n in array.blocks:
+        begins.append(begins[-1] + n * array.model.item_bytes)
+    place_of_x = begins[spec.inputs(rank, size, root).start]
+    place_of_out = begins[spec.outputs(rank, size, root).start]
+    return collective == "all_to_all" or out.address - x.address != place_of_out - place_of_x
 
 
 def overlap(x: ArrayView, out: ArrayView) -> bool:
