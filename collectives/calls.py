@@ -22,8 +22,10 @@ import numpy as np
 
 from collectives.plan import COLLECTIVES
 
-__all__ = ["COLLECTIVE_NUMBERS", "Calls", "Request"]
+__all__ = ["COLLECTIVE_NUMBERS", "QUICK", "Calls", "Request"]
 
+QUICK = frozenset({"all_reduce", "reduce", "reduce_scatter", "all_gather", "broadcast", "all_to_all"})
+"""The collectives whose calls may be answered by `_quick`."""
 COLLECTIVE_NUMBERS = {name: number for number, name in enumerate(COLLECTIVES)}
 _ALL_REDUCE, _REDUCE = COLLECTIVE_NUMBERS["all_reduce"], COLLECTIVE_NUMBERS["reduce"]
 _REDUCE_SCATTER, _ALL_GATHER = COLLECTIVE_NUMBERS["reduce_scatter"], COLLECTIVE_NUMBERS["all_gather"]

@@ -34,6 +34,7 @@ class Operands(NamedTuple):
     model: ArrayView  # dtype
     shape: tuple[int, ...]  # of the result
     make: Callable[[], Any] | None  # makes the result when no `out` was given
+    copied: bool = False  # `input` is a copy made for this call alone
 
 
 def operands(request: Request, x: Any, out: Any, rank: int, size: int) -> Operands:

@@ -31,7 +31,7 @@ class QuickCalls {
     Key key;
     Memory from, to;
     if (!describe(x, key.x, from) || (!out.is_none() && !describe(out, key.out, to))) return;
-    key.separate = !out.is_none() && out.ptr() != x.ptr();
+    relate(key, out, from, to);
     complete(key, collective, op, root, algorithm);
     if (known_.size() >= kMostCalls) known_.clear();
     std::vector<npy_intp> dims(shape.begin(), shape.end());
@@ -46,12 +46,10 @@ class QuickCalls {
     if (out.ptr() == x.ptr()) {
       key.out = key.x;
       to = from;
-    } else if (!out.is_none()) {
-      if (!describe(out, key.out, to) || (to.data < from.data + from.bytes && from.data < to.data + to.bytes)) {
-        return nb::borrow(Py_NotImplemented);
-      }
-      key.separate = true;
+    } else if (!out.is_none() && !describe(out, key.out, to)) {
+      return nb::borrow(Py_NotImplemented);
     }
+    relate(key, out, from, to);
     complete(key, collective, op, root, algorithm);
     auto found = known_.find(key);
     if (found == known_.end() || !to.writable) return nb::borrow(Py_NotImplemented);
@@ -105,13 +103,14 @@ class QuickCalls {
     void* op = nullptr;
     void* algorithm = nullptr;
     int32_t collective = 0, root = 0;
-    bool separate = false;  // `out` is given and is not `x`
+    bool given = false, overlaps = false;  // `out`
+    int64_t offset = 0;  // of `out` from `x`, where they overlap
     bool operator==(const Key&) const = default;
   };
   struct Hash {
     size_t operator()(const Key& k) const {
       size_t h = reinterpret_cast<size_t>(k.x.dtype) ^ (static_cast<size_t>(k.collective) << 7) ^
-                 static_cast<size_t>(k.x.dims) ^ (static_cast<size_t>(k.out.dims) << 4) ^ (k.separate ? 1 : 0);
+                 static_cast<size_t>(k.x.dims) ^ (static_cast<size_t>(k.out.dims) << 4) ^ static_cast<size_t>(k.offset);
       for (int i = 0; i < k.x.dims; i++) h = h * 0x9e3779b97f4a7c15 + static_cast<size_t>(k.x.shape[i]);
       return h ^ reinterpret_cast<size_t>(k.op) ^ (reinterpret_cast<size_t>(k.algorithm) << 1) ^
              static_cast<size_t>(k.root);
@@ -131,6 +130,12 @@ class QuickCalls {
     key.op = op.ptr();  // names in source code are one object; others take the long way
     key.root = root;
     key.algorithm = algorithm.ptr();
+  }
+
+  static void relate(Key& key, nb::handle out, const Memory& from, const Memory& to) {
+    key.given = !out.is_none();
+    key.overlaps = key.given && to.data < from.data + from.bytes && from.data < to.data + to.bytes;
+    key.offset = key.overlaps ? to.data - from.data : 0;
   }
 
   // Fills in what an array is and where; false for what is no plain C-contiguous array.
