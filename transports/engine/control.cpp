@@ -127,8 +127,16 @@ void Engine::fail_locked(Failure failure, int but_not_to) {
 }
 
 Failure Engine::failure() {
+  if (forked_) return failure_;
   std::lock_guard lock(mutex_);
   return failure_;
+}
+
+void Engine::connecting(int peer) {
+  std::lock_guard lock(mutex_);
+  blames_ = peer;
+  reason_ = peer < 0 ? Reason::unknown : Reason::silent;
+  blamed_seq_ = 0;
 }
 
 void Engine::wake() {
@@ -243,8 +251,13 @@ void Engine::handle(int peer, const Frame& frame) {
       Frame answer;
       answer.type = FrameType::state;
       answer.last_seq = begun;
+      answer.blames = blames_;
+      answer.reason = reason_;
+      answer.blamed_seq = blamed_seq_;
+      // Not there yet; but who waits for somebody itself, in an earlier call or for a connection, is not to blame.
+      answer.inside = blames_ >= 0 ? 1 : 0;
       if (asked.point_to_point == 0 && asked.seq <= begun) {
-        if (begun - asked.seq < kHistory) {
+        if (begun - asked.seq < kHistory / 2) {  // older entries may be overwritten while we look
           const Call& ours = history_[asked.seq % kHistory];
           if (std::memcmp(&ours, &asked, sizeof(Call)) != 0) {
             failure.kind = FailureKind::mismatch;
@@ -255,9 +268,6 @@ void Engine::handle(int peer, const Frame& frame) {
           }
         }
         answer.inside = ended_.load(std::memory_order_acquire) >= asked.seq ? 2 : 1;
-        answer.blames = blames_;
-        answer.reason = reason_;
-        answer.blamed_seq = blamed_seq_;
       }
       send_frame(peer, answer);
       break;

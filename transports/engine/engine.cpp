@@ -43,6 +43,7 @@ Engine::~Engine() {
 
 FailureKind Engine::run(const std::shared_ptr<Program>& program, const std::vector<char*>& buffers, double timeout_s,
                         const std::function<bool()>& interrupted) {
+  if (forked_) return FailureKind::forked;  // a thread of the parent may have held the locks, for ever
   if (jobs_pending_.load(std::memory_order_acquire) == 0 && run_mutex_.try_lock()) {
     std::lock_guard lock(run_mutex_, std::adopt_lock);
     return execute(*program, buffers, timeout_s, &interrupted);
@@ -67,6 +68,7 @@ bool Engine::bind(Program& program) {
     std::lock_guard lock(mutex_);
     queue.lane = links_.at(static_cast<size_t>(first.peer))->lanes[first.lane].get();
     if (queue.lane == nullptr) return false;
+    program.polls_by_system_call |= queue.lane->polls_by_system_call();
   }
   program.bound = true;
   return true;
@@ -74,17 +76,21 @@ bool Engine::bind(Program& program) {
 
 FailureKind Engine::execute(Program& program, const std::vector<char*>& buffers, double timeout_s,
                             const std::function<bool()>* interrupted) {
-  if (failed_.load(std::memory_order_acquire)) return failure().kind;
-  if (!program.bound && !bind(program)) throw std::logic_error("a program ran before its lanes were connected");
-  program.rewind();
-  buffers_ = &buffers;
   call_ = program.call;
   if (call_.point_to_point == 0) {
     uint64_t seq = begun_.load(std::memory_order_relaxed) + 1;
     call_.seq = seq;
     history_[seq % kHistory] = call_;
     begun_.store(seq, std::memory_order_release);  // pairs with the control thread's reading of history_
-  } else {
+  }
+  if (failed_.load(std::memory_order_acquire)) {
+    failed_step_ = 0;
+    return failure().kind;
+  }
+  if (!program.bound && !bind(program)) throw std::logic_error("a program ran before its lanes were connected");
+  program.rewind();
+  buffers_ = &buffers;
+  if (call_.point_to_point != 0) {
     const Step& step = program.steps[0];
     Link& link = *links_[static_cast<size_t>(step.peer)];
     call_.seq = step.sends() ? ++link.messages_sent : ++link.messages_received;
@@ -179,8 +185,8 @@ bool Engine::advance(Program& program, Step& s, uint32_t index, Lane* lane) {
       if (s.done == s.bytes && lane->finish_write()) {
         if (s.direct != 0) static_cast<ShmLane*>(lane)->finish_offer(s.bytes);
         s.finished = true;
-        bytes_sent += s.bytes;
-        if (s.direct != 0) bytes_direct += s.bytes;
+        auto& total = s.direct != 0 ? bytes_direct_ : bytes_sent_;
+        total.store(total.load(std::memory_order_relaxed) + s.bytes, std::memory_order_relaxed);
       }
       break;
     }
@@ -252,6 +258,10 @@ bool Engine::check(const Header& header, const Step& step) {
   failure.detector = rank_;
   failure.mine = call_;
   failure.theirs = header.call;
+  if (header.call.point_to_point == 0 && call_.point_to_point == 0 && header.call.seq < call_.seq &&
+      call_.seq - header.call.seq < kHistory) {
+    failure.mine = history_[header.call.seq % kHistory];  // the call of ours that ended without this message
+  }
   failure.step = header.step;
   fail(failure);
   return false;

@@ -78,13 +78,16 @@ class Engine {
 
   void fail(Failure failure);  // from outside: the first cause wins, and every connected peer is told
   Failure failure();
+  void connecting(int peer);  // tells those who ask whom this rank waits for before it can begin a call; -1: nobody
   uint32_t failed_step() const { return failed_step_; }
   int rank() const { return rank_; }
   uint64_t seq() const { return begun_.load(std::memory_order_relaxed); }
   void close();   // GOODBYE to all; idempotent
   void forked();  // in a child process: drops the descriptors without a word
 
-  uint64_t bytes_sent = 0, bytes_direct = 0;  // payload, for tests and reports
+  // Payload so far, for tests and reports.
+  uint64_t bytes_sent() const { return bytes_sent_.load(std::memory_order_relaxed); }
+  uint64_t bytes_direct() const { return bytes_direct_.load(std::memory_order_relaxed); }
 
  private:
   FailureKind execute(Program& program, const std::vector<char*>& buffers, double timeout_s,
@@ -126,7 +129,8 @@ class Engine {
   Call call_;  // of the run in progress
   const std::vector<char*>* buffers_ = nullptr;
   std::vector<Lane*> dirty_;
-  uint32_t failed_step_ = 0;
+  std::atomic<uint32_t> failed_step_{0};
+  std::atomic<uint64_t> bytes_sent_{0}, bytes_direct_{0};  // written by whoever runs a program
 
   std::mutex mutex_;
   std::condition_variable changed_;

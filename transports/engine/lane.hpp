@@ -34,6 +34,7 @@ class Lane {
   // What a sleeping caller polls: a descriptor, and whether writability is wanted too.
   virtual int poll_fd() const = 0;
   virtual bool write_blocked() const { return false; }
+  virtual bool polls_by_system_call() const { return false; }
   virtual void drain_bell() {}
 
   virtual void drop_descriptors() = 0;  // in a forked child: says nothing to the peer

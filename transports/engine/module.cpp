@@ -266,7 +266,7 @@ NB_MODULE(_engine, m) {
         for (nb::handle array : arrays) buffers.push_back(address(array));
         return PreparedCall{std::move(e), std::move(program), std::move(buffers), timeout_s,
                             std::move(result), std::move(keep), std::move(on_failure)};
-      })
+      }, "program"_a, "timeout_s"_a, "result"_a.none(), "keep"_a, "on_failure"_a, "buffers"_a)
       .def("failure", &describe)
       .def("fail", [](Engine& e, int kind, int culprit, int reason, double waited_s, uint64_t seq) {
         Failure f;
@@ -282,8 +282,8 @@ NB_MODULE(_engine, m) {
       .def("forked", &Engine::forked)
       .def_prop_ro("seq", &Engine::seq)
       .def_prop_ro("failed_step", &Engine::failed_step)
-      .def_ro("bytes_sent", &Engine::bytes_sent)
-      .def_ro("bytes_direct", &Engine::bytes_direct);
+      .def_prop_ro("bytes_sent", [](const Engine& e) { return e.bytes_sent() + e.bytes_direct(); })
+      .def_prop_ro("bytes_direct", &Engine::bytes_direct);
 
   nb::class_<QuickCalls>(m, "QuickCalls")
       .def("__init__", [](QuickCalls* self, std::shared_ptr<Engine> engine, nb::object tensor_type,
@@ -291,7 +291,7 @@ NB_MODULE(_engine, m) {
         new (self) QuickCalls(std::move(engine), std::move(tensor_type), std::move(on_failure), run);
       }, "engine"_a, "tensor_type"_a.none(), "on_failure"_a)
       .def("add", &QuickCalls::add, "collective"_a, "x"_a, "out"_a.none(), "op"_a, "root"_a, "algorithm"_a, "program"_a,
-           "token"_a, "timeout_s"_a, "make"_a.none(), "shape"_a)
+           "token"_a, "timeout_s"_a, "make"_a.none(), "shape"_a, "gets"_a)
       .def("call", &QuickCalls::call, "collective"_a, "x"_a.none(), "out"_a.none(), "op"_a, "root"_a, "algorithm"_a)
       .def("set_scratch", &QuickCalls::set_scratch, "address"_a)
       .def("clear", &QuickCalls::clear);

@@ -55,7 +55,8 @@ struct Program {
   std::vector<Step> steps;
   std::vector<Dependency> dependencies;
   std::vector<Queue> queues;
-  bool bound = false;         // queues point at lanes
+  bool bound = false;                 // queues point at lanes
+  bool polls_by_system_call = false;  // to look for data on some lane costs as much as letting others run
   std::vector<uint32_t> active;  // queues that are not finished
 
   void make_queues() {

@@ -24,10 +24,10 @@ class QuickCalls {
   QuickCalls(std::shared_ptr<Engine> engine, nb::object tensor_type, nb::object on_failure, Run run)
       : engine_(std::move(engine)), tensor_type_(std::move(tensor_type)), on_failure_(std::move(on_failure)), run_(run) {}
 
-  // `make` makes the result; None: there is none on this rank. `shape` is its shape.
+  // Without `out`, `make` makes the result, which has the shape `shape`. Not `gets`: there is none on this rank.
   void add(int collective, nb::handle x, nb::handle out, nb::object op, int root, nb::object algorithm,
            std::shared_ptr<Program> program, nb::object token, double timeout_s, nb::object make,
-           std::vector<int64_t> shape) {
+           std::vector<int64_t> shape, bool gets) {
     Key key;
     Memory from, to;
     if (!describe(x, key.x, from) || (!out.is_none() && !describe(out, key.out, to))) return;
@@ -36,7 +36,8 @@ class QuickCalls {
     if (known_.size() >= kMostCalls) known_.clear();
     std::vector<npy_intp> dims(shape.begin(), shape.end());
     known_[key] = Known{std::move(program), std::move(token), timeout_s, std::move(make), std::move(dims),
-                        nb::borrow(static_cast<PyObject*>(key.x.dtype)), std::move(op), std::move(algorithm)};
+                        nb::borrow(static_cast<PyObject*>(key.x.dtype)), nb::borrow(static_cast<PyObject*>(key.out.dtype)),
+                        std::move(op), std::move(algorithm), gets};
   }
 
   nb::object call(int collective, nb::handle x, nb::handle out, nb::handle op, int root, nb::handle algorithm) {
@@ -56,8 +57,8 @@ class QuickCalls {
     Known& known = found->second;
     auto program = known.program;  // the table may change while others run
     double timeout_s = known.timeout_s;
-    nb::object token = known.token, result = nb::borrow(out);
-    if (out.is_none() && !known.make.is_none()) {
+    nb::object token = known.token, result = known.gets ? nb::borrow(out) : nb::none();
+    if (out.is_none() && known.gets) {
       if (key.x.numpy) {
         Py_INCREF(known.dtype.ptr());  // PyArray_Empty takes it
         result = nb::steal(PyArray_Empty(static_cast<int>(known.shape.size()), known.shape.data(),
@@ -122,7 +123,8 @@ class QuickCalls {
     double timeout_s;
     nb::object make;
     std::vector<npy_intp> shape;
-    nb::object dtype, op, algorithm;  // keep the objects whose addresses are in the key
+    nb::object dtype, out_dtype, op, algorithm;  // keep the objects whose addresses are in the key
+    bool gets = true;
   };
 
   static void complete(Key& key, int collective, nb::handle op, int root, nb::handle algorithm) {

@@ -86,6 +86,7 @@ class TcpLane final : public Lane {
   void announce_sleep(bool) override {}
   int poll_fd() const override { return fd_; }
   bool write_blocked() const override { return write_blocked_; }
+  bool polls_by_system_call() const override { return true; }
   void drop_descriptors() override { ::close(fd_); }
 
  private:

@@ -217,10 +217,10 @@ class _QuickCalls:
 
     def add(
         self, collective: int, x: Any, out: Any, op: str, root: int, algorithm: str, compiled: _Compiled,
-        timeout_s: float, make: Callable[[], Any] | None, shape: Sequence[int],
+        timeout_s: float, make: Callable[[], Any] | None, shape: Sequence[int], gets: bool,
     ) -> None:  # fmt: skip
         self._table.add(
-            collective, x, out, op, root, algorithm, compiled.native, compiled, timeout_s, make, list(shape)
+            collective, x, out, op, root, algorithm, compiled.native, compiled, timeout_s, make, list(shape), gets
         )
 
 

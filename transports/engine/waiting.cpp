@@ -14,16 +14,18 @@ namespace {
 constexpr double kYieldFor_s = 1e-3;   // idle time before a caller sleeps
 constexpr double kLookEvery_s = 0.02;  // between looks at signals, deadlines and peers
 constexpr double kQueryEvery_s = 0.2;
+constexpr double kStoodStill_s = 0.5;  // without a look: this process was stopped, so it cannot tell who is slow
 
 }  // namespace
 
 bool Engine::idle(Program& program, Wait& wait) {
-  if (++wait.idle <= static_cast<uint32_t>(spins_)) {
+  uint32_t spins = static_cast<uint32_t>(program.polls_by_system_call ? spins_ / 10 : spins_);
+  if (++wait.idle <= spins) {
     pause_cpu();
     return true;
   }
   double now = now_s();
-  if (wait.idle == static_cast<uint32_t>(spins_) + 1) wait.idle_since = now;
+  if (wait.idle == spins + 1) wait.idle_since = now;
   if (now - wait.idle_since < kYieldFor_s) {
     sched_yield();
     return true;
@@ -85,6 +87,8 @@ std::vector<Step*> Engine::stuck(Program& program) {
 bool Engine::look_around(Program& program, Wait& wait, double now) {
   if (failed_.load(std::memory_order_acquire)) return false;
   if (now - wait.last_look < kLookEvery_s) return true;
+  double stood_still_s = now - std::max(wait.last_look, wait.idle_since);
+  if (wait.idle > 0 && stood_still_s > kStoodStill_s) wait.idle_since += stood_still_s;
   wait.last_look = now;
   if (wait.interrupted != nullptr && (*wait.interrupted)()) {
     Failure failure;
