@@ -135,7 +135,7 @@ class Communicator(Calls):
         number = COLLECTIVE_NUMBERS[request.collective]
         self._table.add(
             number, x, out, request.op, request.root, request.algorithm, resolved.compiled, self.timeout_s,
-            single.make, single.shape,
+            single.make, single.shape, single.make is not None or single.result is not None,
         )  # fmt: skip
 
     def _resolve(self, request: Request) -> _Resolved:

@@ -89,32 +89,34 @@ _BITS: dict[str, _Binary] = {
 
 
 def expected(
-    collective: str, xs: Sequence[Array], *, op: str = "sum", root: int = 0, rows: Sequence[Sequence[int]] = ()
-) -> list[Array | None]:
-    """The result of every rank, given what every rank passes.
+    collective: str,
+    xs: Sequence[Array],
+    rank: int,
+    *,
+    op: str = "sum",
+    root: int = 0,
+    rows: Sequence[Sequence[int]] = (),
+) -> Array | None:
+    """The result of one rank, given what every rank passes; None where there is none.
 
     rows    rows[0] are the rows of every rank's part; of an all-to-all, rows[i][j] are those that i has for j
     """
-    ranks = range(len(xs))
-    if collective == "all_reduce":
-        return [combined(op, xs)] * len(xs)
-    if collective == "reduce":
-        return [combined(op, xs) if rank == root else None for rank in ranks]
+    if collective in ("reduce", "gather") and rank != root:
+        return None
+    if collective in ("all_reduce", "reduce"):
+        return combined(op, xs)
     if collective == "broadcast":
-        return [xs[root]] * len(xs)
-    if collective == "all_gather":
-        return [np.concatenate(xs)] * len(xs)
-    if collective == "gather":
-        return [np.concatenate(xs) if rank == root else None for rank in ranks]
+        return xs[root]
+    if collective in ("all_gather", "gather"):
+        return np.concatenate(xs)
     if collective == "reduce_scatter":
-        return [*_parts(combined(op, xs), rows[0])]
+        return combined(op, [_part(x, rows[0], rank) for x in xs])
     if collective == "scatter":
-        return [*_parts(xs[root], rows[0])]
+        return _part(xs[root], rows[0], rank)
     assert collective == "all_to_all"
-    parts = [_parts(x, rows[i]) for i, x in enumerate(xs)]
-    return [np.concatenate([parts[i][rank] for i in ranks]) for rank in ranks]
+    return np.concatenate([_part(x, rows[i], rank) for i, x in enumerate(xs)])
 
 
-def _parts(x: Array, rows: Sequence[int]) -> list[Array]:
-    ends = np.cumsum(rows)
-    return [x[end - n : end] for n, end in zip(rows, ends.tolist(), strict=True)]
+def _part(x: Array, rows: Sequence[int], which: int) -> Array:
+    begin = sum(rows[:which])
+    return x[begin : begin + rows[which]]

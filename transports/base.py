@@ -26,9 +26,9 @@ class QuickCalls(Protocol):
 
     def add(
         self, collective: int, x: Any, out: Any, op: str, root: int, algorithm: str, compiled: Compiled,
-        timeout_s: float, make: Callable[[], Any] | None, shape: Sequence[int],
+        timeout_s: float, make: Callable[[], Any] | None, shape: Sequence[int], gets: bool,
     ) -> None:  # fmt: skip
-        """Remembers a call with one array. Without `out`, `make` makes the result, or there is none on this rank."""
+        """Remembers a call with one array. Without `out`, `make` makes the result; not `gets`: this rank gets none."""
         ...
 
     def call(self, collective: int, x: Any, out: Any, op: str, root: int, algorithm: str) -> Any:
