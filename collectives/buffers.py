@@ -5,8 +5,10 @@ Nothing is imported for it: torch is looked up among the modules the program has
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -35,7 +37,7 @@ class ArrayView(NamedTuple):
     @property
     def elements(self) -> int:
         """Number of elements."""
-        return int(np.prod(self.shape, dtype=np.int64))
+        return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
@@ -79,9 +81,15 @@ def _view_numpy(x: _Array, out: bool) -> ArrayView:
     copied = not x.flags.c_contiguous
     if copied:
         x = np.ascontiguousarray(x).reshape(x.shape)
-    name = x.dtype.name
-    dtype = name if name in DTYPES and DTYPES[name][1] == x.itemsize else "bytes"
+    name, dtype = _names(x.dtype)
     return ArrayView(x, x.ctypes.data, x.shape, dtype, name, x.itemsize, copied)
+
+
+@lru_cache(maxsize=256)
+def _names(dtype: np.dtype[Any]) -> tuple[str, str]:
+    """A dtype's own name, and the one of transports.program.DTYPES; numpy takes its time to find the former."""
+    known = dtype.name in DTYPES and DTYPES[dtype.name][1] == dtype.itemsize
+    return dtype.name, dtype.name if known else "bytes"
 
 
 def _view_torch(torch: Any, x: Any, out: bool) -> ArrayView:
