@@ -1,44 +1,50 @@
-"""Which algorithm "auto" is: a small table by collective, size of the array, ranks and hosts.
+"""Which algorithm "auto" is: a small table by collective, size of the array, number of ranks, and what links them.
 
-The limits were measured on shared memory with as many ranks as cores and more. A plan moves each byte over the slowest
-resource as seldom as it can once arrays are large, and takes few rounds when they are small; where that turns depends
-on the number of ranks.
+Small arrays want few rounds, large ones few bytes over each link. Where that turns was measured on one machine, with as
+many ranks as cores and with four times as many: in shared memory a round costs little and a peer more costs nothing, so
+everybody talks to everybody; on TCP each message costs a system call on both sides.
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
 
+from collectives.plan import Hosts
+
 __all__ = ["choose"]
 
-_FOREVER = float("inf")
+_Table = dict[str, tuple[tuple[float, str], ...]]  # up to how many bytes of the whole array which algorithm
+_ANY = float("inf")
+_KIB = 1 << 10
 
-# Up to how many bytes of the whole array which algorithm is best on one host.
-_ONE_HOST: dict[str, tuple[tuple[float, str], ...]] = {
-    "all_reduce": ((16 << 10, "one_shot"), (_FOREVER, "direct")),
-    "reduce_scatter": ((_FOREVER, "direct"),),
-    "all_gather": ((_FOREVER, "direct"),),
-    "broadcast": ((_FOREVER, "binomial"),),
-    "reduce": ((_FOREVER, "binomial"),),
+_SHARED_MEMORY: _Table = {
+    "all_reduce": ((8 * _KIB, "one_shot"), (32 * _KIB, "recursive_doubling"), (_ANY, "two_tree")),
+    "reduce_scatter": ((_ANY, "direct"),),
+    "all_gather": ((_ANY, "direct"),),
+    "broadcast": ((64 * _KIB, "binomial"), (_ANY, "two_tree")),
+    "reduce": ((64 * _KIB, "binomial"), (_ANY, "direct")),
 }
-# Where every rank is linked to every other by many ranks, few neighbours and few rounds win.
-_MANY_RANKS = 16
-_MANY: dict[str, tuple[tuple[float, str], ...]] = {
-    "all_reduce": ((16 << 10, "recursive_doubling"), (256 << 10, "halving_doubling"), (_FOREVER, "ring")),
-    "reduce_scatter": ((64 << 10, "halving"), (_FOREVER, "ring")),
-    "all_gather": ((64 << 10, "doubling"), (_FOREVER, "ring")),
-    "broadcast": ((32 << 10, "binomial"), (_FOREVER, "two_tree")),
-    "reduce": ((32 << 10, "binomial"), (_FOREVER, "two_tree")),
+_NETWORK: _Table = {
+    "all_reduce": ((32 * _KIB, "recursive_doubling"), (512 * _KIB, "two_tree"), (_ANY, "ring")),
+    "reduce_scatter": ((64 * _KIB, "halving"), (_ANY, "ring")),
+    "all_gather": ((64 * _KIB, "doubling"), (_ANY, "ring")),
+    "broadcast": ((64 * _KIB, "binomial"), (_ANY, "two_tree")),
+    "reduce": ((64 * _KIB, "binomial"), (_ANY, "two_tree")),
 }
+_MANY_RANKS = 16  # from here on a link to everybody costs more memory and time than it saves, in shared memory too
 _ONLY = {"gather": "direct", "scatter": "direct", "all_to_all": "direct", "barrier": "dissemination"}
 
 
 @lru_cache(maxsize=4096)
-def choose(collective: str, nbytes: int, size: int, hosts: tuple[tuple[int, ...], ...]) -> str:
-    """The name of the algorithm for an array of `nbytes` in all. The same on every rank, as all inputs are."""
+def choose(collective: str, nbytes: int, size: int, hosts: Hosts, shared_memory: bool = True) -> str:
+    """The name of the algorithm for an array of `nbytes` in all, among `size` ranks on these hosts.
+
+    `shared_memory`: whether ranks on one host are linked by it. The same on every rank, as all inputs are.
+    """
     if collective in _ONLY:
         return _ONLY[collective]
     if 1 < len(hosts) < size:
         return "hierarchical"
-    table = _ONE_HOST if size < _MANY_RANKS else _MANY
+    near = shared_memory and len(hosts) == 1 and size < _MANY_RANKS
+    table = _SHARED_MEMORY if near else _NETWORK
     return next(name for limit, name in table[collective] if nbytes <= limit)

@@ -51,6 +51,7 @@ class Communicator(Calls):
         self.rank, self.size, self.hosts = transport.rank, transport.size, transport.hosts
         self.timeout_s = timeout_s
         self._transport, self._names, self._lanes, self._found = transport, names, lanes, found
+        self._shared_memory = transport.shared_memory
         self._on_close, self._on_fork = on_close, on_fork
         self._programs: dict[Any, tuple[Any, int]] = {}
         self._scratch: np.ndarray[Any, Any] = np.empty(0, np.uint8)
@@ -153,7 +154,9 @@ class Communicator(Calls):
         key = (request._replace(x=None, out=None, timeout_s=None), tuple(map(_layout, arrays)), several)
         known = self._programs.get(key)
         if known is None:
-            program = make_program(request, arrays, self.rank, self.size, self.hosts, self._names, self._lanes)
+            program = make_program(
+                request, arrays, self.rank, self.size, self.hosts, self._names, self._lanes, self._shared_memory
+            )
             known = self._transport.compile(program, limit), program.scratch_bytes
             if len(self._programs) >= _MOST_PROGRAMS:
                 self._programs.clear()
@@ -182,7 +185,7 @@ class Communicator(Calls):
     def start(self, request: Request) -> Work:
         """Starts a call in the background; `all_reduce_async` and its like come here."""
         resolved = self._resolve(request)
-        self._pending = [(s, keep) for s, keep in self._pending if not _ended(s)]
+        self._pending = [(s, keep) for s, keep in self._pending if not s.has_ended()]
         started = self._transport.start(resolved.compiled, resolved.timeout_s, *resolved.buffers)
         self._pending.append((started, resolved.keep))
         return Work(started, resolved.result, f"{request.collective} on rank {self.rank}")
@@ -338,11 +341,4 @@ def _layout(array: Operands) -> tuple[Any, ...]:
     shared = x is not None and out is not None and overlap(x, out)
     apart = out.address - x.address if shared and x is not None and out is not None else None
     return array.blocks, array.model.dtype_name, x is None, out is None and array.make is None, apart
-
-
-def _ended(started: Started) -> bool:
-    try:
-        return started.wait(0.0)
-    except Exception:
-        return True
 

@@ -8,7 +8,7 @@ import weakref
 from typing import Any
 
 from collectives.communicator import Communicator
-from collectives.plan import COLLECTIVES, Hosts
+from collectives.plan import COLLECTIVES, Hosts, algorithms
 from transports import inproc, launchers
 from transports.engine.transport import EngineTransport
 from transports.failures import Names
@@ -28,7 +28,7 @@ def connect_threads(size: int, *, hosts: Hosts | None = None, timeout_s: float =
         raise ValueError(f"size={size}: there must be at least one rank")
     if hosts is not None and sorted(rank for host in hosts for rank in host) != list(range(size)):
         raise ValueError(f"hosts={hosts} must hold each rank of range({size}) once")
-    names = Names(tuple(COLLECTIVES))
+    names = _names()
     return [
         Communicator(transport, names, timeout_s=timeout_s, found="connect_threads")
         for transport in inproc.connect_threads(size, names, hosts)
@@ -78,7 +78,7 @@ def connect(
     endpoint = launchers.join(
         launch, secret=secret, transport=transport, address=address, timeout_s=join_timeout_s
     )
-    names = Names(tuple(COLLECTIVES))
+    names = _names()
     try:
         engine = EngineTransport(
             endpoint, range(launch.size), launch.rank, names,
@@ -93,6 +93,11 @@ def connect(
     )  # fmt: skip
     _open.add(communicator)
     return communicator
+
+
+def _names() -> Names:
+    """Words for everything a peer may have called, also what this rank never calls."""
+    return Names(tuple(COLLECTIVES), (name for collective in COLLECTIVES for name in algorithms(collective)))
 
 
 # A process that ends without closing says goodbye all the same: its peers can tell an end from a crash.

@@ -143,7 +143,14 @@ def check_apart(arrays: list[Operands]) -> None:
 
 
 def make_program(
-    request: Request, arrays: list[Operands], rank: int, size: int, hosts: Hosts, names: Names, lanes: int
+    request: Request,
+    arrays: list[Operands],
+    rank: int,
+    size: int,
+    hosts: Hosts,
+    names: Names,
+    lanes: int,
+    shared_memory: bool,
 ) -> Program:
     """The program of a call on these arrays (one, or a list's). Proves the plan first if it is a user's own.
 
@@ -151,7 +158,9 @@ def make_program(
     """
     name = request.collective
     total_bytes = sum(_whole(name, a.blocks, size) * a.model.item_bytes for a in arrays)
-    algorithm = choose(name, total_bytes, size, hosts) if request.algorithm == "auto" else request.algorithm
+    algorithm = request.algorithm
+    if algorithm == "auto":
+        algorithm = choose(name, total_bytes, size, hosts, shared_memory)
     root = request.root if COLLECTIVES[name].rooted else 0
     the_plan = plan(name, algorithm, size, root, hosts if len(hosts) > 1 else None)
     if not the_plan.builtin and the_plan not in _proved:

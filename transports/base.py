@@ -51,6 +51,10 @@ class Started(Protocol):
         """True once the call has ended; False when it has not after `wait_s` seconds. Raises the call's failure."""
         ...
 
+    def has_ended(self) -> bool:
+        """Whether the call has ended, well or with a failure."""
+        ...
+
 
 class Transport(Protocol):
     """One rank's part of a communicator's data path.
@@ -63,6 +67,8 @@ class Transport(Protocol):
     rank: int
     size: int
     hosts: tuple[tuple[int, ...], ...]
+    shared_memory: bool
+    """Whether ranks on one host are to be linked by shared memory; the same on every rank."""
 
     def compile(self, program: Program, timeout_s: float) -> Compiled:
         """Makes a program ready to run, and connects the lanes it needs. Every rank compiles before it runs.

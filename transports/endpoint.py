@@ -25,7 +25,7 @@ from typing import Any, Literal, cast
 
 from transports.cards import group_hosts, open_cards, seal_card, terms_of
 from transports.errors import DeadlineExceeded, PeerLostError, RendezvousError, TransportError, WireError
-from transports.handshake import Dialer, Refused
+from transports.handshake import Closed, Dialer, Refused
 from transports.listener import Accept, Listener, peer_uid
 from transports.network import LOOPBACK, is_loopback
 from transports.stores import Store
@@ -331,7 +331,8 @@ class _Call:
                 f"{self.who} was dialled, but what listens on {where} is no good: {error}"
             ) from error
         except WireError as error:
-            raise WireError(f"{self.who} refused the connection: {error}") from error
+            kind = Closed if isinstance(error, Closed) else WireError
+            raise kind(f"{self.who} refused the connection: {error}") from error
         except OSError as error:
             if isinstance(error, TimeoutError) and error.errno is None:
                 self.remaining_s()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterable
 from typing import Any
 
 from transports.errors import (
@@ -32,7 +33,7 @@ class Reason:
 
 
 _DTYPE_NAMES = {number: name for name, (number, _) in DTYPES.items()}
-_OP_NAMES = {number: name for name, number in OPS.items()}
+_OP_NAMES = {**{number: name for name, number in OPS.items()}, len(OPS): "mean"}
 _REDUCING = frozenset({"all_reduce", "reduce", "reduce_scatter"})
 _ROOTED = frozenset({"broadcast", "reduce", "gather", "scatter"})
 
@@ -40,9 +41,11 @@ _ROOTED = frozenset({"broadcast", "reduce", "gather", "scatter"})
 class Names:
     """Words for the numbers of a fingerprint: collectives by number, algorithms by CRC-32 as they are used."""
 
-    def __init__(self, collectives: tuple[str, ...] = ()) -> None:
+    def __init__(self, collectives: tuple[str, ...] = (), algorithms: Iterable[str] = ()) -> None:
         self.collectives = collectives
         self._algorithms: dict[int, str] = {}
+        for name in algorithms:
+            self.algorithm(name)
 
     def algorithm(self, name: str) -> int:
         """The number of an algorithm's name, which is remembered."""

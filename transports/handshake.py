@@ -41,6 +41,7 @@ __all__ = [
     "MAX_MESSAGE_BYTES",
     "VERSION",
     "Acceptor",
+    "Closed",
     "Dialer",
     "Refused",
     "Terms",
@@ -63,6 +64,10 @@ class Refused(WireError):
     """The other side is not what it should be; the message is short and safe to show to it."""
 
 
+class Closed(WireError):
+    """The peer had the communicator, and has closed it."""
+
+
 @dataclass(frozen=True)
 class Terms:
     """What both sides must agree on: the job's name, its epoch (which processes joined), its size."""
@@ -80,9 +85,9 @@ def role_key(secret: bytes, job: str, role: str) -> bytes:
     return hmac.digest(extracted, f"{role}\0{job}\0\1".encode(), hashlib.sha256)
 
 
-def acknowledgement(error: str | None = None) -> bytes:
-    """Message 6: the connection is taken over (None), or why it is not."""
-    return _message({"ok": True} if error is None else {"error": error[:MAX_TEXT_CHARS]})
+def acknowledgement(error: str | None = None, *, closed: bool = False) -> bytes:
+    """Message 6: the connection is taken over (None), or why it is not; perhaps because its communicator is closed."""
+    return _message({"ok": True} if error is None else {"error": error[:MAX_TEXT_CHARS], "closed": closed})
 
 
 def refusal(reason: str) -> bytes:
@@ -231,7 +236,8 @@ class Dialer(_Side):
             self.proved = True
             return b""
         if message.get("ok") is not True:
-            raise WireError(_text(message.get("error")))
+            kind = Closed if message.get("closed") is True else WireError
+            raise kind(_text(message.get("error")))
         self.wanted = 0
         return b""
 

@@ -81,6 +81,8 @@ def connect_threads(
 class InprocTransport:
     """One rank. See transports/base.py for the contract; `run` may be interrupted by Ctrl-C on the main thread."""
 
+    shared_memory = True
+
     def __init__(self, hub: _Hub, rank: int) -> None:
         self.rank, self.size, self.hosts = rank, hub.size, hub.hosts
         self._hub = hub
@@ -212,6 +214,9 @@ class _Job:
         if self.error is not None:
             raise self.error
         return True
+
+    def has_ended(self) -> bool:
+        return self.ended.is_set()
 
 
 class _Failed(Exception):

@@ -294,7 +294,7 @@ class Listener:
             accept, closed = self._served.get(comm), comm in self._closed_names
         if accept is None:
             if closed:
-                self._dismiss(guest, fds, f"communicator {comm} is closed on rank {self._rank}")
+                self._dismiss(guest, fds, f"communicator {comm} is closed on rank {self._rank}", closed=True)
             elif self.waiting >= MAX_PARKED:
                 self._dismiss(guest, fds, f"{MAX_PARKED} connections wait on rank {self._rank} already")
             else:
@@ -332,10 +332,10 @@ class Listener:
                         del self._parked[comm]
                     return
 
-    def _dismiss(self, guest: _Guest, fds: list[int], reason: str) -> None:
+    def _dismiss(self, guest: _Guest, fds: list[int], reason: str, *, closed: bool = False) -> None:
         """Tells a proved peer why it is not wanted."""
         with contextlib.suppress(OSError):
-            _send(guest.sock, acknowledgement(reason or "an error without a text"))
+            _send(guest.sock, acknowledgement(reason or "an error without a text", closed=closed))
         self._drop(guest, fds)
 
     def _refuse(self, guest: _Guest, reason: str) -> None:

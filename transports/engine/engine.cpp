@@ -296,16 +296,19 @@ void Engine::progress_loop() {
     lock.unlock();
     FailureKind result;
     uint32_t step = 0;
+    uint64_t seq = 0;
     {
       std::lock_guard running(run_mutex_);
       result = closing_.load() ? FailureKind::closed : execute(*job->program, job->buffers, job->timeout_s, nullptr);
       step = failed_step_;
+      seq = call_.seq;
     }
     lock.lock();
     jobs_.pop_front();
     jobs_pending_.fetch_sub(1, std::memory_order_release);
     job->result = result;
     job->step = step;
+    job->seq = seq;
     job->done = true;
     changed_.notify_all();
   }

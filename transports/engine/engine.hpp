@@ -50,6 +50,7 @@ struct Job {
   bool done = false;
   FailureKind result = FailureKind::none;
   uint32_t step = 0;
+  uint64_t seq = 0;
 };
 
 class Engine {

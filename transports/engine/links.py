@@ -27,6 +27,7 @@ __all__ = ["Links"]
 _log = logging.getLogger("treering")
 _POKE_AFTER_S = 0.05
 _LOOK_EVERY_S = 0.05
+_TELL_ALL_S, _TELL_ONE_S = 0.3, 0.1
 
 
 class Links:
@@ -73,14 +74,38 @@ class Links:
         for peer, lane in sorted(channels):
             if not self._engine.has_lane(peer, lane):
                 wanted[peer].append(lane)
-        for peer, lanes in wanted.items():
-            if self._rank < peer:
-                self.connecting_to = peer
-                self._dial(peer, lanes, deadline - time.monotonic())
-        for peer, lanes in wanted.items():
-            if self._rank > peer:
-                self.connecting_to = peer
-                self._await(peer, lanes, deadline)
+        try:
+            for peer, lanes in wanted.items():
+                if self._rank < peer:
+                    self._turn_to(peer)
+                    self._dial(peer, lanes, deadline - time.monotonic())
+            for peer, lanes in wanted.items():
+                if self._rank > peer:
+                    self._turn_to(peer)
+                    self._await(peer, lanes, deadline)
+        finally:
+            if wanted:
+                self._engine.connecting(-1)
+
+    def _turn_to(self, peer: int) -> None:
+        self.connecting_to = peer
+        self._engine.connecting(peer)
+
+    def spread(self, culprit: int) -> None:
+        """Tells the ranks that have no connection to this one yet why the engine has failed, as well as it can.
+
+        They would ask when they first need a connection, but by then this rank may have ended. The culprit is left out.
+        """
+        deadline = time.monotonic() + _TELL_ALL_S
+        for peer, world in enumerate(self._members):
+            left_s = deadline - time.monotonic()
+            if peer in (self._rank, culprit) or peer in self._controls or left_s <= 0:
+                continue
+            family = "unix" if self._endpoint.same_host(world) else "tcp"
+            with contextlib.suppress(CollectiveError, OSError):
+                sock = self._connect(peer, {"kind": "control"}, family, min(left_s, _TELL_ONE_S))
+                if not self._keep_control(peer, sock):  # the engine says why as soon as it has the connection
+                    sock.close()
 
     # ---------------------------------------------------------------- the lower rank
 

@@ -224,7 +224,8 @@ NB_MODULE(_engine, m) {
   nb::class_<StartedCall>(m, "StartedCall")
       .def("wait", &StartedCall::wait, "wait_s"_a)
       .def_prop_ro("result", [](const StartedCall& c) { return static_cast<int>(c.job->result); })
-      .def_prop_ro("step", [](const StartedCall& c) { return c.job->step; });
+      .def_prop_ro("step", [](const StartedCall& c) { return c.job->step; })
+      .def_prop_ro("seq", [](const StartedCall& c) { return c.job->seq; });
 
   nb::class_<PreparedCall>(m, "PreparedCall").def("__call__", &PreparedCall::operator());
 
@@ -268,16 +269,19 @@ NB_MODULE(_engine, m) {
                             std::move(result), std::move(keep), std::move(on_failure)};
       }, "program"_a, "timeout_s"_a, "result"_a.none(), "keep"_a, "on_failure"_a, "buffers"_a)
       .def("failure", &describe)
-      .def("fail", [](Engine& e, int kind, int culprit, int reason, double waited_s, uint64_t seq) {
+      .def("connecting", &Engine::connecting, "peer"_a)
+      .def("fail", [](Engine& e, int kind, int culprit, int reason, double waited_s, const Program& program,
+                      uint64_t seq) {
         Failure f;
         f.kind = static_cast<FailureKind>(kind);
         f.culprit = culprit;
         f.detector = e.rank();
         f.reason = static_cast<Reason>(reason);
         f.waited_s = waited_s;
+        f.mine = program.call;
         f.mine.seq = seq;
         e.fail(f);
-      }, "kind"_a, "culprit"_a, "reason"_a = 0, "waited_s"_a = 0.0, "seq"_a = 0)
+      }, "kind"_a, "culprit"_a, "reason"_a, "waited_s"_a, "program"_a, "seq"_a)
       .def("close", &Engine::close, nb::call_guard<nb::gil_scoped_release>())
       .def("forked", &Engine::forked)
       .def_prop_ro("seq", &Engine::seq)

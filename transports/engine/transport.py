@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import sys
+import time
 import weakref
 import zlib
 from collections.abc import Callable, Sequence
@@ -16,15 +17,17 @@ from transports.base import Buffer
 from transports.endpoint import Endpoint
 from transports.engine import _engine
 from transports.engine.links import Links
-from transports.errors import CommunicatorBroken, DeadlineExceeded, PeerLostError
+from transports.errors import CollectiveError, CommunicatorBroken, DeadlineExceeded, PeerLostError
 from transports.failures import FailureKind, Names, Reason, exception
+from transports.handshake import Closed
 from transports.program import Program
 
 __all__ = ["EngineTransport"]
 
 _MESSAGE_LANE = 31
-# Idle polls before a waiting rank lets others run. More of them pay only while every rank has a core to itself.
-_SPINS, _SPINS_SHARED = 100, 20
+# Idle polls before a waiting rank lets others run. Hardly any where ranks outnumber cores: who polls is in the way.
+_SPINS, _SPINS_SHARED = 20, 4
+_LAST_WORDS_S = 0.1
 
 
 class EngineTransport:
@@ -47,6 +50,7 @@ class EngineTransport:
         epoch: int = 0,
     ) -> None:
         self.rank, self.size = rank, len(members)
+        self.shared_memory = transport != "tcp"
         self._endpoint, self._members, self._names, self._name = endpoint, tuple(members), names, name
         self._options: dict[str, Any] = {
             "transport": transport, "ring_bytes": ring_bytes, "epoch": epoch,
@@ -61,7 +65,7 @@ class EngineTransport:
             self._engine, endpoint, name, members, rank, transport=transport, ring_bytes=ring_bytes
         )
         self._messages: dict[tuple[bool, int, int, int, int], Any] = {}
-        self._reported = False
+        self._cause: CollectiveError | None = None  # of the failure, once it has been raised
         self._closed = False
 
     # ---------------------------------------------------------------- running
@@ -70,8 +74,9 @@ class EngineTransport:
         native = _engine.make_program(
             program.steps, program.dependencies, list(program.call), program.buffers, program.divisor
         )
-        self._connect(program.channels(), timeout_s)
-        return _Compiled(program, native)
+        compiled = _Compiled(program, native)
+        self._connect(program.channels(), timeout_s, native, program)
+        return compiled
 
     def run(self, compiled: _Compiled, timeout_s: float, *buffers: Buffer) -> None:
         if self._engine.run(compiled.native, timeout_s, *buffers):
@@ -79,7 +84,7 @@ class EngineTransport:
 
     def start(self, compiled: _Compiled, timeout_s: float, *buffers: Buffer) -> _Started:
         if self.failed:
-            self.raise_failure(compiled.program)
+            self.raise_failure(compiled.program, at=(self._engine.seq + 1, 0))
         return _Started(self, compiled.program, self._engine.start(compiled.native, timeout_s, *buffers))
 
     def prepare(
@@ -97,12 +102,14 @@ class EngineTransport:
         self, sends: bool, peer: int, dtype: int, count: int, nbytes: int, timeout_s: float, data: Buffer
     ) -> None:
         key = (sends, peer, dtype, count, nbytes)
+        doing = f"{'send to' if sends else 'recv from'} rank {peer}"
         program = self._messages.get(key)
         if program is None:
-            self._connect({(peer, _MESSAGE_LANE)}, timeout_s)
-            program = self._messages[key] = _engine.make_message(sends, peer, dtype, count, nbytes)
+            program = _engine.make_message(sends, peer, dtype, count, nbytes)
+            self._connect({(peer, _MESSAGE_LANE)}, timeout_s, program, None, doing)
+            self._messages[key] = program
         if self._engine.run(program, timeout_s, data):
-            self.raise_failure(None, f"{'send to' if sends else 'recv from'} rank {peer}")
+            self.raise_failure(None, doing)
 
     def empty(self, nbytes: int) -> memoryview:
         fd = os.memfd_create("treering-buffer", os.MFD_CLOEXEC)
@@ -117,25 +124,41 @@ class EngineTransport:
         weakref.finalize(memory, _drop_region, weakref.ref(self._engine), region)
         return memoryview(memory)[:nbytes]
 
-    def _connect(self, channels: set[tuple[int, int]], timeout_s: float) -> None:
+    def _connect(
+        self, channels: set[tuple[int, int]], timeout_s: float, native: _engine.Program, program: Program | None,
+        doing: str = "",
+    ) -> None:  # fmt: skip
+        if self.failed:
+            return  # and the run says so
         try:
             self._links.ensure(channels, timeout_s)
         except BaseException as error:
-            # The others must not wait for us: whoever is connected hears why.
-            self._reported = True
-            kind, culprit = FailureKind.CONNECT, self.rank
-            if isinstance(error, (PeerLostError, DeadlineExceeded)):
-                kind = FailureKind.LOST if isinstance(error, PeerLostError) else FailureKind.DEADLINE
-                culprit = self._links.connecting_to
-            elif isinstance(error, KeyboardInterrupt):
-                kind = FailureKind.INTERRUPTED
-            self._engine.fail(kind, culprit, Reason.SILENT, timeout_s, self._engine.seq)
+            # The others must not wait for us: they hear why, also those that are not connected yet.
+            seq = self._engine.seq + 1
+            kind, culprit = _blame(error, self.rank, self._links.connecting_to)
+            if kind in (FailureKind.LOST, FailureKind.LEFT):
+                self._await_failure()
+            self._engine.fail(kind, culprit, Reason.SILENT, timeout_s, native, seq)
+            if culprit != self.rank:
+                self.raise_failure(program, doing, at=(seq, 0))
+            known = isinstance(error, CollectiveError)
+            self._cause = type(error)(str(error)) if known else CommunicatorBroken(f"{type(error).__name__} {error}")
+            self._links.spread(self.rank)
             raise
+
+    def _await_failure(self) -> None:
+        """Waits a moment for what a peer may have said before it went: it may have gone because of a third one."""
+        deadline = time.monotonic() + _LAST_WORDS_S
+        while not self.failed and time.monotonic() < deadline:
+            time.sleep(0.001)
 
     # ---------------------------------------------------------------- failing
 
-    def raise_failure(self, program: Program | None, doing: str = "") -> None:
-        """Raises what broke the communicator: the cause itself the first time, CommunicatorBroken from then on."""
+    def raise_failure(self, program: Program | None, doing: str = "", at: tuple[int, int] | None = None) -> None:
+        """Raises what broke the communicator: the cause itself the first time, CommunicatorBroken from then on.
+
+        `at` is the number of the call and of the step, by default those of the call that ran last.
+        """
         failure = self._engine.failure()
         assert failure is not None
         culprit = int(failure["culprit"])
@@ -145,14 +168,21 @@ class EngineTransport:
             who = f" (process {card['pid']} on {card['host']})"
         step = ""
         if program is not None:
-            doing = self._names.call({**program.call._asdict(), "seq": self._engine.seq, "point_to_point": 0})
-            step = program.describe(self._engine.failed_step)
+            seq, index = at or (self._engine.seq, self._engine.failed_step)
+            doing = self._names.call({**program.call._asdict(), "seq": seq, "point_to_point": 0})
+            step = program.describe(index)
         cause = exception(failure, self._names, self.rank, doing=doing, step=step, who=who)
+        if failure["kind"] == FailureKind.FORKED:
+            raise cause
         if self._closed:
             raise CommunicatorBroken("the communicator was closed before this call")
-        if self._reported and failure["kind"] != FailureKind.FORKED:
-            raise CommunicatorBroken(f"the communicator is broken since an earlier call: {cause}") from cause
-        self._reported = True
+        if self._cause is not None:
+            raise CommunicatorBroken(
+                f"the communicator is broken since an earlier call: {self._cause}"
+            ) from self._cause
+        self._cause = type(cause)(str(cause))  # without the traceback, which would keep the caller's arrays alive
+        if failure["detector"] == self.rank and failure["kind"] != FailureKind.CLOSED:
+            self._links.spread(culprit)
         raise cause
 
     @property
@@ -234,8 +264,22 @@ class _Started:
         if not self._call.wait(wait_s):
             return False
         if self._call.result:
-            self._owner.raise_failure(self._program)
+            self._owner.raise_failure(self._program, at=(self._call.seq, self._call.step))
         return True
+
+    def has_ended(self) -> bool:
+        return self._call.wait(0.0)
+
+
+def _blame(error: BaseException, rank: int, peer: int) -> tuple[int, int]:
+    """The kind of a failure to connect to the peer, and the rank that is to blame for it."""
+    if isinstance(error, DeadlineExceeded):
+        return FailureKind.DEADLINE, peer
+    if isinstance(error, PeerLostError):
+        return FailureKind.LOST, peer
+    if isinstance(error, Closed):
+        return FailureKind.LEFT, peer
+    return FailureKind.INTERRUPTED if isinstance(error, KeyboardInterrupt) else FailureKind.CONNECT, rank
 
 
 def _drop_region(engine: weakref.ref[Any], region: int) -> None:
