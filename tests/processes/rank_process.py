@@ -25,7 +25,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import conftest as _  # what the test modules import too, so that no rank needs to
+import conftest  # noqa: F401: what the test modules import too, so that no rank needs to
 import numpy as np
 
 import collectives as cc

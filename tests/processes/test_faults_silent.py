@@ -62,7 +62,7 @@ def test_a_rank_that_never_calls(
         job.hear_all("idle")
         waiting = tuple(rank for rank in range(5) if rank != absent)
         job.tell("call", *waiting)
-        why = f"it has not made this call (its last was call {good})" if good else "it has made no call"
+        why = f"it has not made this call (its last was call {good})" if good else "it has not made this call (nor any)"
         if collective == "broadcast" and transport == "shm":
             why = ""
         for report in job.hear_all("raised", but=(absent,)):
