@@ -53,36 +53,33 @@ bool Engine::has_lane(int peer, int lane) {
 const char* Engine::peer_region(int peer, uint32_t id, uint64_t up_to) {
   std::lock_guard lock(mutex_);
   auto& regions = links_[static_cast<size_t>(peer)]->regions;
-  if (id >= regions.size() || regions[id].base == nullptr || up_to > regions[id].bytes) return nullptr;
-  return regions[id].base;
+  auto found = regions.find(id);
+  return found == regions.end() || up_to > found->second.bytes ? nullptr : found->second.base;
 }
 
 uint32_t Engine::add_region(char* base, uint64_t bytes, int fd) {
   std::lock_guard lock(mutex_);
-  if (regions_.empty()) regions_.emplace_back();  // id 0 means "not registered"
-  auto free = std::find_if(regions_.begin() + 1, regions_.end(), [](const Region& r) { return r.base == nullptr; });
-  if (free == regions_.end()) {
-    if (regions_.size() == (1 << 16)) throw std::runtime_error("more than 65535 registered buffers");
-    free = regions_.insert(free, Region{});
+  if (closed_ || next_region_ >> (64 - kOffsetBits) != 0 || bytes >> kOffsetBits != 0) {
+    ::close(fd);  // its memory is like any other
+    return 0;
   }
-  *free = Region{base, bytes, fd};
-  return static_cast<uint32_t>(free - regions_.begin());
+  regions_[base] = OwnRegion{next_region_, bytes, fd, std::vector<bool>(static_cast<size_t>(size_))};
+  return next_region_++;
 }
 
 void Engine::drop_region(uint32_t id) {
   std::lock_guard lock(mutex_);
-  if (closed_ || id >= regions_.size()) return;
-  ::close(regions_[id].fd);
-  regions_[id] = Region{};
+  auto found = std::find_if(regions_.begin(), regions_.end(), [id](const auto& r) { return r.second.id == id; });
+  if (found == regions_.end()) return;
   for (int peer = 0; peer < size_; peer++) {
-    Link& link = *links_[static_cast<size_t>(peer)];
-    if (id >= link.announced.size() || !link.announced[id]) continue;
-    link.announced[id] = false;
+    if (!found->second.announced[static_cast<size_t>(peer)]) continue;
     Frame frame;
     frame.type = FrameType::region_drop;
     frame.id = id;
     send_frame(peer, frame);
   }
+  ::close(found->second.fd);
+  regions_.erase(found);
 }
 
 // Where `data` lies in registered memory, as a header says it; 0 if the payload should travel in the lane.
@@ -90,22 +87,21 @@ void Engine::drop_region(uint32_t id) {
 uint64_t Engine::direct_for(const Step& step, const char* data, const Lane& lane) {
   if (step.bytes < kDirectBytes || dynamic_cast<const ShmLane*>(&lane) == nullptr) return 0;
   std::lock_guard lock(mutex_);
-  for (size_t id = 1; id < regions_.size(); id++) {
-    const Region& region = regions_[id];
-    if (region.base == nullptr || data < region.base || data + step.bytes > region.base + region.bytes) continue;
-    Link& link = *links_[static_cast<size_t>(step.peer)];
-    if (link.announced.size() <= id) link.announced.resize(id + 1);
-    if (!link.announced[id]) {
-      Frame frame;
-      frame.type = FrameType::region;
-      frame.id = static_cast<uint32_t>(id);
-      frame.bytes = region.bytes;
-      send_frame(step.peer, frame, region.fd);
-      link.announced[id] = true;
-    }
-    return (uint64_t{id} << 48) | static_cast<uint64_t>(data - region.base);
+  auto after = regions_.upper_bound(data);
+  if (after == regions_.begin()) return 0;
+  auto& [base, region] = *std::prev(after);
+  auto offset = static_cast<uint64_t>(data - base);
+  if (offset + step.bytes > region.bytes) return 0;
+  auto announced = region.announced[static_cast<size_t>(step.peer)];
+  if (!announced) {
+    Frame frame;
+    frame.type = FrameType::region;
+    frame.id = region.id;
+    frame.bytes = region.bytes;
+    send_frame(step.peer, frame, region.fd);
+    announced = true;
   }
-  return 0;
+  return (uint64_t{region.id} << kOffsetBits) | offset;
 }
 
 void Engine::fail(Failure failure) {
@@ -277,21 +273,23 @@ void Engine::handle(int peer, const Frame& frame) {
       link.answered_at = now_s();
       break;
     case FrameType::region: {
-      if (link.passed_fds.empty() || frame.id >= (1 << 16)) break;
+      if (link.passed_fds.empty()) break;
       int fd = link.passed_fds.front();
       link.passed_fds.pop_front();
       void* base = mmap(nullptr, frame.bytes, PROT_READ, MAP_SHARED, fd, 0);
       ::close(fd);
       if (base == MAP_FAILED) break;
-      if (link.regions.size() <= frame.id) link.regions.resize(frame.id + 1);
-      link.regions[frame.id] = Region{static_cast<char*>(base), frame.bytes, -1};
+      if (!link.regions.try_emplace(frame.id, PeerRegion{static_cast<char*>(base), frame.bytes}).second) {
+        munmap(base, frame.bytes);  // no honest peer announces a region twice
+      }
       wake();
       break;
     }
     case FrameType::region_drop:
-      if (frame.id < link.regions.size() && link.regions[frame.id].base != nullptr) {
-        munmap(link.regions[frame.id].base, link.regions[frame.id].bytes);
-        link.regions[frame.id] = Region{};
+      // After a failure a call here may still be reading what the peer has given up; it stays until the end then.
+      if (auto found = link.regions.find(frame.id); found != link.regions.end() && !failed_.load()) {
+        munmap(found->second.base, found->second.bytes);
+        link.regions.erase(found);
       }
       break;
   }

@@ -348,14 +348,10 @@ void Engine::close() {
     if (link->control >= 0) ::close(link->control);
     link->control = -1;
     for (int fd : link->passed_fds) ::close(fd);
-    for (Region& region : link->regions) {
-      if (region.base != nullptr) munmap(region.base, region.bytes);
-    }
+    for (auto& [id, region] : link->regions) munmap(region.base, region.bytes);
     link->regions.clear();
   }
-  for (Region& region : regions_) {
-    if (region.base != nullptr) ::close(region.fd);
-  }
+  for (auto& [base, region] : regions_) ::close(region.fd);
   regions_.clear();
 }
 

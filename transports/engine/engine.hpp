@@ -8,6 +8,7 @@
 #include <condition_variable>
 #include <deque>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -24,18 +25,24 @@ namespace treering {
 constexpr int kLanes = 32;        // per peer
 constexpr int kMessageLane = 31;  // send and recv
 
-struct Region {
-  char* base = nullptr;
-  uint64_t bytes = 0;
-  int fd = -1;
+// Registered memory. [Note: regions] A number is never used for a second region: what a peer's message means must not
+// depend on how far the control connection, which announces and drops regions, is behind the lanes.
+struct PeerRegion {
+  char* base;
+  uint64_t bytes;
+};
+struct OwnRegion {
+  uint32_t id;
+  uint64_t bytes;
+  int fd;
+  std::vector<bool> announced;  // to each peer
 };
 
 struct Link {  // to one peer
   int control = -1;
   std::unique_ptr<Lane> lanes[kLanes];
   std::atomic<bool> departed{false};      // said GOODBYE
-  std::vector<Region> regions;            // of the peer, mapped here; by id
-  std::vector<bool> announced;            // of ours, by id
+  std::map<uint32_t, PeerRegion> regions;  // of the peer, mapped here; by id
   std::string partial;                    // bytes of an unfinished frame
   std::deque<int> passed_fds;
   Frame state;                            // its last answer to a query
@@ -136,7 +143,8 @@ class Engine {
   std::mutex mutex_;
   std::condition_variable changed_;
   std::vector<std::unique_ptr<Link>> links_;
-  std::vector<Region> regions_;
+  std::map<const char*, OwnRegion> regions_;  // by their first byte
+  uint32_t next_region_ = 1;  // 0 means "not registered"
   Failure failure_;
   std::atomic<bool> failed_{false};  // pairs with failure_ under mutex_
   std::atomic<uint64_t> begun_{0}, ended_{0};

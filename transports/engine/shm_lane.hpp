@@ -92,8 +92,8 @@ class ShmLane final : public Lane {
     std::memcpy(&header, in_ + (tail_ & (capacity_ - 1)), sizeof(Header));
     direct_ = nullptr;
     if (header.direct != 0) {
-      uint64_t offset = header.direct & ((uint64_t{1} << 48) - 1);
-      const char* region = find_region_(static_cast<uint32_t>(header.direct >> 48), offset + header.payload_bytes);
+      uint64_t offset = header.direct & ((uint64_t{1} << kOffsetBits) - 1);
+      const char* region = find_region_(static_cast<uint32_t>(header.direct >> kOffsetBits), offset + header.payload_bytes);
       if (region == nullptr) return false;  // its announcement is still on the control connection
       direct_ = region + offset;
       direct_begin_ = direct_done_;

@@ -115,13 +115,11 @@ class EngineTransport:
         fd = os.memfd_create("treering-buffer", os.MFD_CLOEXEC)
         try:
             os.posix_fallocate(fd, 0, max(nbytes, 1))
-            memory = mmap.mmap(fd, max(nbytes, 1))
+            memory = _RegisteredMemory(fd, max(nbytes, 1))
         except BaseException:
             os.close(fd)
             raise
-        address = np.frombuffer(memory, np.uint8).ctypes.data
-        region = self._engine.add_region(address, len(memory), fd)  # owns the descriptor now
-        weakref.finalize(memory, _drop_region, weakref.ref(self._engine), region)
+        memory.register(self._engine, fd)
         return memoryview(memory)[:nbytes]
 
     def _connect(
@@ -282,9 +280,20 @@ def _blame(error: BaseException, rank: int, peer: int) -> tuple[int, int]:
     return FailureKind.INTERRUPTED if isinstance(error, KeyboardInterrupt) else FailureKind.CONNECT, rank
 
 
-def _drop_region(engine: weakref.ref[Any], region: int) -> None:
-    alive = engine()
-    if alive is not None:
-        alive.drop_region(region)
+class _RegisteredMemory(mmap.mmap):
+    """Memory that the engine forgets before it is unmapped; a weak reference would hear of it only afterwards, when
+    something else may lie there."""
 
+    _engine: weakref.ref[_engine.Engine] | None = None
+    _region = 0
 
+    def register(self, engine: _engine.Engine, fd: int) -> None:
+        """Tells the engine, which owns the descriptor from now on."""
+        address = np.frombuffer(self, np.uint8).ctypes.data
+        self._region = engine.add_region(address, len(self), fd)
+        self._engine = weakref.ref(engine)
+
+    def __del__(self) -> None:
+        engine = self._engine() if self._engine is not None else None
+        if engine is not None:
+            engine.drop_region(self._region)

@@ -29,11 +29,12 @@ struct Header {
   uint16_t epoch = 0;
   uint32_t step = 0;  // the sender's step, for messages to people
   // Not 0: the payload is not in the lane but in registered memory of the sender, which the receiver maps:
-  // region << 48 | offset in bytes.
+  // region << kOffsetBits | offset in bytes.
   uint64_t direct = 0;
 };
 static_assert(sizeof(Header) == 64 && offsetof(Header, step) == 52);
 constexpr size_t kComparedBytes = offsetof(Header, step);
+constexpr int kOffsetBits = 40;
 
 enum class FailureKind : int32_t { none, lost, left, deadline, mismatch, wire, interrupted, closed, forked, connect };
 enum class Reason : int32_t { unknown, not_called, silent };
