@@ -25,7 +25,7 @@ _SHARED_MEMORY: _Table = {
     "reduce": ((64 * _KIB, "binomial"), (_ANY, "direct")),
 }
 _NETWORK: _Table = {
-    "all_reduce": ((32 * _KIB, "recursive_doubling"), (512 * _KIB, "two_tree"), (_ANY, "ring")),
+    "all_reduce": ((32 * _KIB, "recursive_doubling"), (128 * _KIB, "two_tree"), (_ANY, "halving_doubling")),
     "reduce_scatter": ((64 * _KIB, "halving"), (_ANY, "ring")),
     "all_gather": ((64 * _KIB, "doubling"), (_ANY, "ring")),
     "broadcast": ((64 * _KIB, "binomial"), (_ANY, "two_tree")),

@@ -12,7 +12,7 @@
 namespace treering {
 namespace {
 
-constexpr size_t kSegmentBytes = 64 << 10;  // what one step moves before another has its turn; fits the L2 cache
+constexpr size_t kLocalSegmentBytes = 64 << 10;  // of a local step; fits the L2 cache
 
 }  // namespace
 
@@ -155,7 +155,8 @@ bool Engine::advance(Program& program, Step& s, uint32_t index, Lane* lane) {
   const auto& buffers = *buffers_;
   uint64_t limit = program.limit(s);
   size_t element = kElementBytes[static_cast<int>(s.dtype)];
-  size_t ready = static_cast<size_t>(std::min<uint64_t>(limit - std::min(limit, s.done), kSegmentBytes));
+  size_t segment = lane != nullptr ? lane->segment_bytes() : kLocalSegmentBytes;
+  size_t ready = static_cast<size_t>(std::min<uint64_t>(limit - std::min(limit, s.done), segment));
   size_t moved = 0;
   bool began = false;
   switch (s.kind) {

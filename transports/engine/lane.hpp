@@ -35,6 +35,7 @@ class Lane {
   virtual int poll_fd() const = 0;
   virtual bool write_blocked() const { return false; }
   virtual bool polls_by_system_call() const { return false; }
+  virtual size_t segment_bytes() const { return 64 << 10; }  // worth moving before another lane has its turn
   virtual void drain_bell() {}
 
   virtual void drop_descriptors() = 0;  // in a forked child: says nothing to the peer

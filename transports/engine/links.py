@@ -27,6 +27,7 @@ __all__ = ["Links"]
 _log = logging.getLogger("treering")
 _POKE_AFTER_S = 0.05
 _LOOK_EVERY_S = 0.05
+_LOCAL_SEND_BUFFER_BYTES = 256 << 10
 _TELL_ALL_S, _TELL_ONE_S = 0.3, 0.1
 
 
@@ -181,6 +182,8 @@ class Links:
             # Within a host there is no network to be careful of, and pacing (BBR) costs a factor of three at 4 MiB.
             with contextlib.suppress(OSError):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
+            # What is under way should stay in the cache until it is read.
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _LOCAL_SEND_BUFFER_BYTES)
         return sock
 
     # ---------------------------------------------------------------- the higher rank

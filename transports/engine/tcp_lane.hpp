@@ -87,11 +87,12 @@ class TcpLane final : public Lane {
   int poll_fd() const override { return fd_; }
   bool write_blocked() const override { return write_blocked_; }
   bool polls_by_system_call() const override { return true; }
+  size_t segment_bytes() const override { return kCallBytes; }
   void drop_descriptors() override { ::close(fd_); }
 
  private:
   static constexpr size_t kStagingBytes = 256 << 10;
-  static constexpr size_t kCallBytes = 1 << 20;  // so that one lane does not keep the loop from the others
+  static constexpr size_t kCallBytes = 256 << 10;  // so that one lane does not keep the loop from the others
 
   size_t staged() const { return end_ - begin_; }
   void fill(size_t up_to) {
