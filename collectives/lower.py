@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from collectives.plan import Copy, Plan, Recv, RecvReduce, Reduce, Send
+from collectives.plan import Copy, Plan, Recv, RecvReduce, Reduce, Send, Step
 from transports.program import Action, Kind, Place
 
 __all__ = ["ArrayLayout", "lower"]
@@ -80,19 +80,42 @@ class _Chunks:
 
     def _plan_scratch(self, plan: Plan, rank: int) -> None:
         """Finds the chunks that need scratch, and output chunks that must take the way through it because one step
-        writes them together with chunks that are not output. A plane's scratch is contiguous, as its chunks are."""
+        wants them together with chunks that are not output. A plane's scratch is contiguous, as its chunks are."""
+        groups = [range(chunk, chunk + count) for chunk, count in self._brought_together(plan.steps(rank))]
         self.detoured: set[int] = set()
+        known = -1
+        while known < len(self.detoured):  # what is detoured takes its companions in other steps along
+            known = len(self.detoured)
+            for group in groups:
+                if self._through_scratch(group):
+                    self.detoured.update(c for c in group if c in self.outputs)
         needed: dict[int, list[int]] = {}
-        for chunk, count in _written(plan.steps(rank)):
-            chunks = range(chunk, chunk + count)
-            outside = [c for c in chunks if c not in self.outputs]
-            if outside:
-                self.detoured.update(c for c in chunks if c in self.outputs)
-                needed.setdefault(chunk // self.data, []).extend((chunk % self.data, chunk % self.data + count))
+        for group in groups:
+            if self._through_scratch(group):
+                first = group.start % self.data
+                needed.setdefault(group.start // self.data, []).extend((first, first + len(group)))
         for plane, ends in needed.items():
             first, last = min(ends), max(ends)
             self.scratch_planes[plane] = (first, self.scratch_bytes)
             self.scratch_bytes += -(-(self.begin[last] - self.begin[first]) // _ALIGN_BYTES) * _ALIGN_BYTES
+
+    def _through_scratch(self, group: range) -> bool:
+        return any(c not in self.outputs or c in self.detoured for c in group)
+
+    def _brought_together(self, steps: Sequence[Step]) -> Iterator[tuple[int, int]]:
+        """The chunks whose values a step puts at their homes, side by side: those that it writes, and those that it
+        reads at once while some are still where the caller put them and others are not."""
+        settled: set[int] = set()
+        for step in steps:
+            reads, writes = _operands(step)
+            for chunk, count in reads:
+                moved = settled.intersection(range(chunk, chunk + count))
+                if count > 1 and moved:
+                    yield chunk, count
+                    settled.update(range(chunk, chunk + count))
+            for chunk, count in writes:
+                yield chunk, count
+                settled.update(range(chunk, chunk + count))
 
 
 def lower(
@@ -159,12 +182,13 @@ def lower(
 _KINDS = {Send: Kind.SEND, Recv: Kind.RECV, RecvReduce: Kind.RECV_REDUCE}
 
 
-def _written(steps: Sequence[object]) -> Iterator[tuple[int, int]]:
-    for step in steps:
-        if isinstance(step, (Recv, RecvReduce)):
-            yield step.chunk, step.count
-        elif isinstance(step, (Copy, Reduce)):
-            yield step.target, step.count
+def _operands(step: Step) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """The chunks that a step reads, and those that it writes, as (first, count)."""
+    if isinstance(step, (Copy, Reduce)):
+        source, target = (step.source, step.count), (step.target, step.count)
+        return ([source] if isinstance(step, Copy) else [source, target]), [target]
+    own = (step.chunk, step.count)
+    return ([] if isinstance(step, Recv) else [own]), ([] if isinstance(step, Send) else [own])
 
 
 def _boundaries(blocks: Sequence[int], pieces: int, item_bytes: int) -> list[int]:

@@ -103,11 +103,11 @@ any_actions = st.lists(
 
 
 def sensible(action: Action) -> bool:
-    """A step's own operands are the same memory or do not overlap."""
+    """A step's own operands are the same memory or do not overlap, as chunks do."""
     return all(
-        r == w or r.buffer != w.buffer or abs(r.offset_bytes - w.offset_bytes) >= action.nbytes
-        for r in action.reads()
-        for w in action.writes()
+        p == q or p.buffer != q.buffer or abs(p.offset_bytes - q.offset_bytes) >= action.nbytes
+        for p in (*action.reads(), *action.writes())
+        for q in (*action.reads(), *action.writes())
     )
 
 
