@@ -58,10 +58,14 @@ class Communicator(Calls):
         self._pending: list[tuple[Started, Any]] = []
         self._splits = itertools.count()
         self._children: weakref.WeakSet[Communicator] = weakref.WeakSet()
+        self._parent: Communicator | None = None  # lives as long: its listener takes the connections of both
         self._closed = False
         self._table = transport.quick_calls()
         if self._table is not None:
             self._quick = self._table.call
+        # One that is dropped, or still there when the process ends, says goodbye all the same: the peers can tell an end
+        # from a crash. Calls in progress end before their arrays go.
+        self._let_go = weakref.finalize(self, _let_go, transport, on_close)
         self.prepare = _Prepared(self)
         self._started = _StartedCalls(self)
 
@@ -242,6 +246,7 @@ class Communicator(Calls):
         child = Communicator(
             transport, self._names, timeout_s=self.timeout_s, lanes=self._lanes, found=f"split of {self._found}"
         )
+        child._parent = self
         self._children.add(child)
         return child
 
@@ -273,13 +278,11 @@ class Communicator(Calls):
         self._closed = True
         for child in list(self._children):
             child.close()
-        self._transport.close()
+        self._let_go()
         if self._table is not None:
             self._table.clear()
         self._programs.clear()
         self._pending.clear()
-        if self._on_close is not None:
-            self._on_close()
 
     def __enter__(self) -> Communicator:
         return self
@@ -298,6 +301,12 @@ class Communicator(Calls):
     def _check_open(self) -> None:
         if self._closed:
             raise CommunicatorBroken("the communicator was closed before this call")
+
+
+def _let_go(transport: Transport, on_close: Callable[[], None] | None) -> None:
+    transport.close()
+    if on_close is not None:
+        on_close()
 
 
 class _Resolved(NamedTuple):

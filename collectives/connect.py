@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import atexit
 import os
 import weakref
 from typing import Any
@@ -98,13 +97,6 @@ def connect(
 def _names() -> Names:
     """Words for everything a peer may have called, also what this rank never calls."""
     return Names(tuple(COLLECTIVES), (name for collective in COLLECTIVES for name in algorithms(collective)))
-
-
-# A process that ends without closing says goodbye all the same: its peers can tell an end from a crash.
-@atexit.register
-def _close_all() -> None:
-    for communicator in list(_open):
-        communicator.close()
 
 
 def _after_fork() -> None:

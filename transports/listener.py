@@ -73,7 +73,7 @@ class Listener:
         self._parked: dict[str, list[_Guest]] = {}
         self._accepting = True
         self._resume_at = 0.0
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a communicator may be dropped, and so closed, anywhere
         self._served: dict[str, Accept] = {}
         self._closed_names: dict[str, None] = {}
         self._calls: deque[Callable[[], None]] = deque()

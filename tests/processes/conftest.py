@@ -6,6 +6,7 @@ import contextlib
 import inspect
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -54,6 +55,10 @@ class Server:
         """Ranks that run, and what ranks have left behind."""
         pid = self._process.pid
         return set(Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+
+    def reap(self, pid: int) -> None:
+        """Lets the server bury what a rank has left behind, once that has ended."""
+        self._control.send(json.dumps({"reap": pid}).encode())
 
     def close(self) -> None:
         self._control.close()
@@ -176,6 +181,11 @@ class Job:
         self._over.add(rank)
         assert self._server.code(self._pids[rank], time.monotonic() + PATIENCE_S) == code, self.log(rank)
 
+    def disown(self, pid: int) -> None:
+        """Waits for the end of a process that a rank has left behind on purpose."""
+        wait_until(lambda: not _runs(pid))
+        self._server.reap(pid)
+
     def log(self, rank: int) -> str:
         """What a rank has written to its standard output and error."""
         path = self._directory / f"rank-{rank}.log"
@@ -208,6 +218,23 @@ class Job:
 def _seconds_run(pid: int) -> float:
     tasks = Path(f"/proc/{pid}/task").iterdir()
     return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) * 1e-9
+
+
+def _left_in_shared_memory(before: set[str]) -> set[str]:
+    """What is new in /dev/shm and in nobody's use: other programs of this machine may work there too."""
+    new = set(os.listdir("/dev/shm")) - before
+    if new:
+        for maps in Path("/proc").glob("[0-9]*/maps"):
+            with contextlib.suppress(OSError):
+                new -= set(re.findall(r"/dev/shm/([^\s/]+)", maps.read_text()))
+    return new
+
+
+def _runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -246,8 +273,7 @@ def ranks(_rank_server: Server, tmp_path: Path) -> Callable[..., contextlib.Abst
             raise
         finally:
             job.close()
-        # Other programs of this machine may use /dev/shm too; what ranks leave would still be there after a moment.
-        wait_until(lambda: not set(os.listdir("/dev/shm")) - shared_memory)
-        assert _rank_server.children() <= children
+        wait_until(lambda: not _left_in_shared_memory(shared_memory))
+        wait_until(lambda: _rank_server.children() <= children)
 
     return start

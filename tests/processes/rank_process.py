@@ -15,17 +15,19 @@ import gc
 import importlib.util
 import json
 import os
+import re
 import selectors
 import signal
 import socket
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import conftest  # noqa: F401: what the test modules import too, so that no rank needs to
+import conftest  # noqa: F401 - what the test modules import too, so that no rank needs to
 import numpy as np
 
 import collectives as cc
@@ -80,10 +82,10 @@ class Rank:
         """Says `calling`, makes the call over and over, and tells what ended that as `raised`."""
 
         def forever() -> None:
+            self.say("calling")
             while True:
                 call(*args, **options)
 
-        self.say("calling")
         self.attempt(forever)
 
     def close(self) -> None:
@@ -97,7 +99,7 @@ def possessions() -> dict[str, Any]:
     descriptors: list[str] = []
     for fd in os.listdir("/proc/self/fd"):
         with contextlib.suppress(FileNotFoundError):  # that of the listing itself
-            descriptors.append(os.readlink(f"/proc/self/fd/{fd}").split(":")[0])
+            descriptors.append(re.sub(r"\d+", "", os.readlink(f"/proc/self/fd/{fd}")))
     maps = Path("/proc/self/maps").read_text()
     return {
         "threads": len(os.listdir("/proc/self/task")),
@@ -115,6 +117,9 @@ def live(order: dict[str, Any], wire: socket.socket) -> None:
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    first = threading.Thread(target=gc.collect)  # a sanitizer's own thread comes with the first of ours
+    first.start()
+    first.join()
     before = possessions()
     try:
         getattr(module, order["body"])(me, *order["args"])
@@ -138,6 +143,9 @@ def serve(control: socket.socket) -> tuple[dict[str, Any], socket.socket] | None
                 text, fds, _, _ = socket.recv_fds(control, 1 << 16, 1)
                 if not text:
                     return None
+                if not fds:
+                    os.waitpid(json.loads(text)["reap"], 0)
+                    continue
                 pid = os.fork()
                 if pid == 0:
                     control.close()

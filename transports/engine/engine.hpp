@@ -86,6 +86,7 @@ class Engine {
 
   void fail(Failure failure);  // from outside: the first cause wins, and every connected peer is told
   Failure failure();
+  bool departed(int peer) const { return links_.at(static_cast<size_t>(peer))->departed.load(); }
   void connecting(int peer);  // tells those who ask whom this rank waits for before it can begin a call; -1: nobody
   uint32_t failed_step() const { return failed_step_; }
   int rank() const { return rank_; }

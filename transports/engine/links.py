@@ -266,7 +266,8 @@ class _Segment:
         try:
             # Takes the memory now: a lack of it is an error here, not SIGBUS when a page is first touched.
             os.posix_fallocate(self.memory, 0, Engine.segment_bytes(ring_bytes))
-            self.bells = [os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) for _ in range(2)]
+            for _ in range(2):
+                self.bells.append(os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK))
         except BaseException:
             self.close()
             raise
@@ -282,7 +283,12 @@ class _Segment:
 
     def attach(self, engine: Engine, peer: int, lane: int, ring_bytes: int, side: int) -> None:
         """Gives the lane to the engine, with bells of its own."""
-        mine, theirs = (os.dup(bell) for bell in self.bells)
+        mine = os.dup(self.bells[0])
+        try:
+            theirs = os.dup(self.bells[1])
+        except BaseException:
+            os.close(mine)
+            raise
         engine.attach_shm(peer, lane, self.memory, ring_bytes, side, mine, theirs)
 
     def close(self) -> None:

@@ -270,6 +270,7 @@ NB_MODULE(_engine, m) {
       }, "program"_a, "timeout_s"_a, "result"_a.none(), "keep"_a, "on_failure"_a, "buffers"_a)
       .def("failure", &describe)
       .def("connecting", &Engine::connecting, "peer"_a)
+      .def("departed", &Engine::departed, "peer"_a)
       .def("fail", [](Engine& e, int kind, int culprit, int reason, double waited_s, const Program& program,
                       uint64_t seq) {
         Failure f;

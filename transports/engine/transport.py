@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import sys
@@ -17,7 +18,13 @@ from transports.base import Buffer
 from transports.endpoint import Endpoint
 from transports.engine import _engine
 from transports.engine.links import Links
-from transports.errors import CollectiveError, CommunicatorBroken, DeadlineExceeded, PeerLostError
+from transports.errors import (
+    CollectiveError,
+    CommunicatorBroken,
+    DeadlineExceeded,
+    PeerLostError,
+    TransportError,
+)
 from transports.failures import FailureKind, Names, Reason, exception
 from transports.handshake import Closed
 from transports.program import Program
@@ -112,12 +119,16 @@ class EngineTransport:
             self.raise_failure(None, doing)
 
     def empty(self, nbytes: int) -> memoryview:
+        if self.failed:
+            self.raise_failure(None, "empty")
         fd = os.memfd_create("treering-buffer", os.MFD_CLOEXEC)
         try:
             os.posix_fallocate(fd, 0, max(nbytes, 1))
             memory = _RegisteredMemory(fd, max(nbytes, 1))
-        except BaseException:
+        except BaseException as error:
             os.close(fd)
+            if isinstance(error, OSError):
+                raise TransportError(f"no {nbytes} bytes of memory to share: {error.strerror}") from error
             raise
         memory.register(self._engine, fd)
         return memoryview(memory)[:nbytes]
@@ -136,12 +147,15 @@ class EngineTransport:
             kind, culprit = _blame(error, self.rank, self._links.connecting_to)
             if kind in (FailureKind.LOST, FailureKind.LEFT):
                 self._await_failure()
+                if self._engine.departed(culprit):
+                    kind = FailureKind.LEFT
             self._engine.fail(kind, culprit, Reason.SILENT, timeout_s, native, seq)
             if culprit != self.rank:
                 self.raise_failure(program, doing, at=(seq, 0))
-            known = isinstance(error, CollectiveError)
-            self._cause = type(error)(str(error)) if known else CommunicatorBroken(f"{type(error).__name__} {error}")
+            self._cause = cause = _as_cause(error)
             self._links.spread(self.rank)
+            if isinstance(error, OSError) and not isinstance(error, CollectiveError):
+                raise cause from error
             raise
 
     def _await_failure(self) -> None:
@@ -267,6 +281,16 @@ class _Started:
 
     def has_ended(self) -> bool:
         return self._call.wait(0.0)
+
+
+def _as_cause(error: BaseException) -> CollectiveError:
+    """What later calls are told when connecting failed by no fault of a peer."""
+    if isinstance(error, CollectiveError):
+        return type(error)(str(error))
+    if isinstance(error, OSError):
+        how = "; raise the limit (ulimit -n)" if error.errno in (errno.EMFILE, errno.ENFILE) else ""
+        return TransportError(f"the system refused what a connection to a peer needs: {error.strerror}{how}")
+    return CommunicatorBroken(f"connecting was ended by {type(error).__name__} {error}".rstrip())
 
 
 def _blame(error: BaseException, rank: int, peer: int) -> tuple[int, int]:
