@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -24,10 +23,10 @@ def pattern(begin: int, end: int, rank: int) -> np.ndarray[tuple[int], np.dtype[
     return np.resize(np.roll(cycle, -first), end - begin)
 
 
-def move(rank: int, store: str, transport: str, collective: str) -> None:
-    os.environ["OPENBLAS_NUM_THREADS"] = "1"
+def move(rank: int, store: str, way: str, collective: str) -> None:
+    transport = "shm" if way == "registered" else way
     with cc.connect(store=store, rank=rank, size=2, transport=transport, timeout_s=120) as comm:
-        x = np.empty(ELEMENTS, np.uint8)
+        x = comm.empty(ELEMENTS, np.uint8) if way == "registered" else np.empty(ELEMENTS, np.uint8)
         pieces = [(begin, min(begin + CHECKED, ELEMENTS)) for begin in range(0, ELEMENTS, CHECKED)]
         for begin, end in pieces:
             x[begin:end] = pattern(begin, end, rank)
@@ -44,11 +43,11 @@ def move(rank: int, store: str, transport: str, collective: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1000)
-@pytest.mark.parametrize("transport", ["shm", "tcp"])
+@pytest.mark.parametrize("way", ["shm", "tcp", "registered"])
 @pytest.mark.parametrize("collective", ["all_reduce", "broadcast"])
-def test_three_gibibytes(tmp_path: Path, transport: str, collective: str) -> None:
+def test_three_gibibytes(tmp_path: Path, way: str, collective: str) -> None:
     context = get_context("spawn")
-    processes = [context.Process(target=move, args=(r, str(tmp_path), transport, collective)) for r in range(2)]
+    processes = [context.Process(target=move, args=(r, str(tmp_path), way, collective)) for r in range(2)]
     for process in processes:
         process.start()
     with ThreadPoolExecutor(2) as pool:
