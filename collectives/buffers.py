@@ -140,4 +140,3 @@ def check_op(op: str, array: ArrayView) -> None:
         allowed = _OPS
     if op not in allowed:
         raise ValueError(f"op={op!r} has no meaning for {name}; for it there are: {', '.join(allowed)}")
-

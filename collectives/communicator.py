@@ -350,4 +350,3 @@ def _layout(array: Operands) -> tuple[Any, ...]:
     shared = x is not None and out is not None and overlap(x, out)
     apart = out.address - x.address if shared and x is not None and out is not None else None
     return array.blocks, array.model.dtype_name, x is None, out is None and array.make is None, apart
-

@@ -74,9 +74,7 @@ def connect(
     if not timeout_s > 0 or not join_timeout_s > 0:
         raise ValueError(f"timeout_s={timeout_s} and join_timeout_s={join_timeout_s} must be more than 0 seconds")
     launch = launchers.detect(store=store, rank=rank, size=size)
-    endpoint = launchers.join(
-        launch, secret=secret, transport=transport, address=address, timeout_s=join_timeout_s
-    )
+    endpoint = launchers.join(launch, secret=secret, transport=transport, address=address, timeout_s=join_timeout_s)
     names = _names()
     try:
         engine = EngineTransport(

@@ -171,9 +171,7 @@ def lower(
             for stripe, low, high in _stripes(nbytes, stripes):
                 lane = first_lane + step.lane * stripes + stripe
                 a_part, out_part = Place(a.buffer, a.offset_bytes + low), Place(out.buffer, out.offset_bytes + low)
-                actions.append(
-                    Action(kind, high - low, step.peer, lane, dtype, op, first, a_part, a_part, out_part)
-                )
+                actions.append(Action(kind, high - low, step.peer, lane, dtype, op, first, a_part, a_part, out_part))
     for c in chunks.outputs:
         local(Kind.DIVIDE if layout.mean else Kind.COPY, c, 1, chunks.output(c), chunks.at[c])
     return actions, chunks.scratch_bytes

@@ -66,9 +66,7 @@ def operands(request: Request, x: Any, out: Any, rank: int, size: int) -> Operan
     return Operands(given if gives else None, result, blocks, given, shape, None)
 
 
-def _shapes(
-    request: Request, x: ArrayView, rank: int, size: int, out: Any
-) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _shapes(request: Request, x: ArrayView, rank: int, size: int, out: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The elements of every block, and the shape of the result on a rank that gets one."""
     name, sizes = request.collective, request.sizes
     if name in ("all_reduce", "reduce", "broadcast", "barrier"):

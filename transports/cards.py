@@ -20,9 +20,7 @@ from transports.host import host_id
 __all__ = ["epoch_of", "group_hosts", "open_cards", "seal_card", "terms_of"]
 
 
-def seal_card(
-    rank: int, size: int, job: str, secret: bytes, unix: str | None, tcp: tuple[str, int] | None
-) -> bytes:
+def seal_card(rank: int, size: int, job: str, secret: bytes, unix: str | None, tcp: tuple[str, int] | None) -> bytes:
     """This process's card as JSON bytes. Its seal (an HMAC) lets only those who know the secret write or
     change one.
     """

@@ -75,9 +75,7 @@ class Endpoint:
             raise ValueError(f"{size} ranks need a store to find each other")
         address = address or LOOPBACK
         if secret is None and not is_loopback(address):
-            raise ValueError(
-                f"without a secret only this host can be served, not {address}; {HOW_TO_MAKE_A_SECRET}"
-            )
+            raise ValueError(f"without a secret only this host can be served, not {address}; {HOW_TO_MAKE_A_SECRET}")
         self.rank, self.size = rank, size
         self._secret = secret or b""
         self._store = store
@@ -241,8 +239,7 @@ class Endpoint:
         names = [f"rank {ranks[0]} on {self.cards[ranks[0]]['host']}" for ranks in self.hosts[:2]]
         if not has_secret:
             raise RendezvousError(
-                f"the ranks are on several hosts ({', '.join(names)}), and that needs a secret; "
-                + HOW_TO_MAKE_A_SECRET
+                f"the ranks are on several hosts ({', '.join(names)}), and that needs a secret; " + HOW_TO_MAKE_A_SECRET
             )
         for rank, card in enumerate(self.cards):
             if card["tcp"] is None:
@@ -259,9 +256,7 @@ class Endpoint:
 class _Call:
     """The attempts of one dial: where to, until when, and how its errors read."""
 
-    def __init__(
-        self, endpoint: Endpoint, peer: int, family: str, deadline: float, deadline_s: float
-    ) -> None:
+    def __init__(self, endpoint: Endpoint, peer: int, family: str, deadline: float, deadline_s: float) -> None:
         card = endpoint.cards[peer]
         self.who = f"rank {peer} (process {card['pid']} on {card['host']})"
         self.peer, self.family, self.deadline, self.deadline_s = peer, family, deadline, deadline_s
@@ -327,9 +322,7 @@ class _Call:
             return True
         except Refused as error:
             where = "its Unix socket" if self.family == "unix" else "{}:{}".format(*self.address)
-            raise WireError(
-                f"{self.who} was dialled, but what listens on {where} is no good: {error}"
-            ) from error
+            raise WireError(f"{self.who} was dialled, but what listens on {where} is no good: {error}") from error
         except WireError as error:
             kind = Closed if isinstance(error, Closed) else WireError
             raise kind(f"{self.who} refused the connection: {error}") from error

@@ -190,9 +190,7 @@ class Dialer(_Side):
     ok.
     """
 
-    def __init__(
-        self, secret: bytes, terms: Terms, rank: int, peer: int, hello: dict[str, Any], fds: int = 0
-    ) -> None:
+    def __init__(self, secret: bytes, terms: Terms, rank: int, peer: int, hello: dict[str, Any], fds: int = 0) -> None:
         super().__init__()
         self._hello = _encode(hello)
         if len(self._hello) > MAX_HELLO_BYTES:

@@ -70,9 +70,7 @@ class _Hub:
             self.changed.notify_all()
 
 
-def connect_threads(
-    size: int, names: Names, hosts: tuple[tuple[int, ...], ...] | None = None
-) -> list[InprocTransport]:
+def connect_threads(size: int, names: Names, hosts: tuple[tuple[int, ...], ...] | None = None) -> list[InprocTransport]:
     """One transport for each of `size` ranks, to be used by a thread each. `hosts` pretends they are on several."""
     hub = _Hub(size, hosts or (tuple(range(size)),), names)
     return [InprocTransport(hub, rank) for rank in range(size)]
@@ -201,9 +199,7 @@ class InprocTransport:
 
 
 class _Job:
-    def __init__(
-        self, owner: InprocTransport, program: Program, timeout_s: float, buffers: Sequence[Buffer]
-    ) -> None:
+    def __init__(self, owner: InprocTransport, program: Program, timeout_s: float, buffers: Sequence[Buffer]) -> None:
         self.owner, self.program, self.timeout_s, self.buffers = owner, program, timeout_s, buffers
         self.ended = threading.Event()
         self.error: BaseException | None = None

@@ -50,8 +50,7 @@ def torch_tcp_store(host: str, port: int, *, serve: bool) -> Callable[[float], A
         except RuntimeError as error:
             verb = "opened" if serve else "reached"
             raise RendezvousError(
-                f"the launcher's store at {host}:{port} could not be {verb} within {timeout_s:.1f} s: "
-                + _line(error)
+                f"the launcher's store at {host}:{port} could not be {verb} within {timeout_s:.1f} s: " + _line(error)
             ) from error
 
     return open_store
@@ -84,17 +83,13 @@ class TorchStore:
             if rank == self._host_rank:
                 self._stay_until_read(f"{prefix}/read", size, began + deadline_s)
         except RuntimeError as error:  # the base of all that torch's stores raise
-            raise RendezvousError(
-                f"the launcher's store failed while the ranks joined: {_line(error)}"
-            ) from error
+            raise RendezvousError(f"the launcher's store failed while the ranks joined: {_line(error)}") from error
         return cards
 
     def close(self) -> None:
         self._store = None
 
-    def _swap(
-        self, prefix: str, rank: int, size: int, card: bytes, began: float, deadline_s: float
-    ) -> list[bytes]:
+    def _swap(self, prefix: str, rank: int, size: int, card: bytes, began: float, deadline_s: float) -> list[bytes]:
         store = self._store
         process = this_process()
         mine = json.dumps([size, process.pid, process.host, card.decode()]).encode()
@@ -247,9 +242,7 @@ class MpiStore:
             pause_s = min(pause_s * 1.5, 0.005)
         length = cast("int", status.Get_count(self._mpi.BYTE))
         if length > MAX_CARD_BYTES * self._mpi.COMM_WORLD.Get_size():
-            raise RendezvousError(
-                f"rank {status.Get_source()} sent {length} bytes where a contact card was due"
-            )
+            raise RendezvousError(f"rank {status.Get_source()} sent {length} bytes where a contact card was due")
         data = bytearray(length)
         message.Recv([data, self._mpi.BYTE])
         return int(status.Get_source()), bytes(data)

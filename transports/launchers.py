@@ -230,15 +230,11 @@ def _mpi(
 def _slurm(env: _Environment) -> Launch | None:
     if "SLURM_STEP_ID" not in env or "SLURM_PROCID" not in env:
         return None
-    rank, size = env.rank(
-        "SLURM_PROCID", "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in env else "SLURM_NTASKS"
-    )
+    rank, size = env.rank("SLURM_PROCID", "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in env else "SLURM_NTASKS")
     job, step = env.number("SLURM_JOB_ID"), env.number("SLURM_STEP_ID")
     nodes = env.get("SLURM_STEP_NODELIST") or env.get("SLURM_JOB_NODELIST")
     if not nodes:
-        raise ValueError(
-            "srun did not set SLURM_STEP_NODELIST: set TREERING_STORE=file:///a/shared/directory"
-        )
+        raise ValueError("srun did not set SLURM_STEP_NODELIST: set TREERING_STORE=file:///a/shared/directory")
     head = _first_host(nodes)
     port = 61_000 + (job * 31 + step) % 4_000  # above the ports that Linux hands out by itself
     single = env.get("SLURM_STEP_NUM_NODES") == "1"
@@ -272,9 +268,7 @@ def _directory(where: str, name: str) -> Path:
     if parts.scheme == "" and where.startswith(("/", ".")):
         return Path(where)
     if parts.scheme != "file" or parts.netloc not in ("", "localhost") or not parts.path.startswith("/"):
-        raise ValueError(
-            f"{name}={where!r} is not a directory: write file:///a/directory, with three slashes"
-        )
+        raise ValueError(f"{name}={where!r} is not a directory: write file:///a/directory, with three slashes")
     return Path(unquote(parts.path))
 
 

@@ -169,15 +169,11 @@ class Listener:
             self._shut()
 
     def _patience_s(self) -> float | None:
-        moments = [
-            guest.since + GUEST_S for guests in (self._guests, self._proved) for guest in _first(guests)
-        ]
+        moments = [guest.since + GUEST_S for guests in (self._guests, self._proved) for guest in _first(guests)]
         if self._terms is None:
             moments = []
         if not self._accepting:
-            moments += (
-                [self._resume_at] if self._resume_at else [g.since + GRACE_S for g in _first(self._guests)]
-            )
+            moments += [self._resume_at] if self._resume_at else [g.since + GRACE_S for g in _first(self._guests)]
         if self._unlogged:
             moments.append(self._logged_at + LOG_EVERY_S)
         return max(0.0, min(moments) - time.monotonic()) if moments else None

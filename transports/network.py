@@ -53,9 +53,7 @@ def _checked(wanted: str) -> str:
             f"address {wanted!r} is neither a numeric address nor a network interface of this host: {known}"
         ) from None
     if address.is_unspecified or address.is_multicast:
-        raise ValueError(
-            f"address {wanted!r} does not name one interface; give the address that others can reach"
-        )
+        raise ValueError(f"address {wanted!r} does not name one interface; give the address that others can reach")
     return str(address)
 
 
@@ -72,9 +70,7 @@ def _source_address(host: str) -> str | None:
 def _interface_addresses() -> dict[str, str]:
     """The IPv4 address of each network interface that has one, in the kernel's order."""
     if sys.platform != "linux":
-        towards = _source_address(
-            "192.0.2.1"
-        )  # set aside for documentation: any address behind the default route
+        towards = _source_address("192.0.2.1")  # set aside for documentation: any address behind the default route
         return {"default": towards} if towards else {}
     import fcntl
 

@@ -142,9 +142,7 @@ class Program:
         return f"step {step} of {len(self.steps)} ({Kind.NAMES[row[0]]}{with_whom}, {row[12]} bytes)"
 
 
-def build(
-    actions: Sequence[Action], call: Call, *, buffers: int, scratch_bytes: int = 0, divisor: int = 1
-) -> Program:
+def build(actions: Sequence[Action], call: Call, *, buffers: int, scratch_bytes: int = 0, divisor: int = 1) -> Program:
     """The program of these actions, with the dependencies that their byte ranges imply."""
     cuts = _cuts(actions, buffers)
     last_writer: list[list[int]] = [[-1] * len(c) for c in cuts]

@@ -113,9 +113,7 @@ class FileStore:
             self._round += 1  # a failed round may be tried again: the others may still be on their way to it
             return cards
         except OSError as error:
-            raise RendezvousError(
-                f"the directory {self.path} of the file store cannot be used: {error}"
-            ) from error
+            raise RendezvousError(f"the directory {self.path} of the file store cannot be used: {error}") from error
 
     def _gathering_prefix(self) -> str:
         """What the names of this round's files start with."""
@@ -284,11 +282,7 @@ class _Gathering:
         absent = [rank for rank in range(self.me.size) if rank not in here]
         if absent:
             died = [c for i, c in self.cards.items() if c.rank in absent and i not in self.left]
-            notes = [
-                f"rank {card.rank} was {card}, which has died"
-                for card in died
-                if not is_running(card.process)
-            ]
+            notes = [f"rank {card.rank} was {card}, which has died" for card in died if not is_running(card.process)]
             return missing_text(absent, self.me.size, waited_s, notes)
         silent = [card for card in candidates if card.incarnation not in self.votes and card is not self.me]
         names = ", ".join(f"rank {card.rank} ({card})" for card in silent)

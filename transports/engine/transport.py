@@ -68,9 +68,7 @@ class EngineTransport:
         on_this_host = sum(endpoint.same_host(w) for w in range(endpoint.size))
         spins = _SPINS if on_this_host <= len(os.sched_getaffinity(0)) else _SPINS_SHARED
         self._engine = _engine.Engine(self.rank, self.size, zlib.crc32(name.encode()), epoch, spins)
-        self._links = Links(
-            self._engine, endpoint, name, members, rank, transport=transport, ring_bytes=ring_bytes
-        )
+        self._links = Links(self._engine, endpoint, name, members, rank, transport=transport, ring_bytes=ring_bytes)
         self._messages: dict[tuple[bool, int, int, int, int], Any] = {}
         self._cause: CollectiveError | None = None  # of the failure, once it has been raised
         self._closed = False
@@ -216,9 +214,7 @@ class EngineTransport:
 
     def split(self, name: str, members: Sequence[int], rank: int) -> EngineTransport:
         world = [self._members[member] for member in members]
-        return EngineTransport(
-            self._endpoint, world, rank, self._names, name=f"{self._name}/{name}", **self._options
-        )
+        return EngineTransport(self._endpoint, world, rank, self._names, name=f"{self._name}/{name}", **self._options)
 
     def describe(self) -> str:
         if self.size == 1:
