@@ -63,8 +63,8 @@ class Communicator(Calls):
         self._table = transport.quick_calls()
         if self._table is not None:
             self._quick = self._table.call
-        # One that is dropped, or still there when the process ends, says goodbye all the same: the peers can tell an end
-        # from a crash. Calls in progress end before their arrays go.
+        # One that is dropped, or still there when the process ends, says goodbye all the same: the peers can tell an
+        # end from a crash. Calls in progress end before their arrays go.
         self._let_go = weakref.finalize(self, _let_go, transport, on_close)
         self.prepare = _Prepared(self)
         self._started = _StartedCalls(self)

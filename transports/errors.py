@@ -10,7 +10,7 @@
     ├── UnsupportedError     this transport or build cannot do what was asked
     └── TransportError       the machine refused a resource: memory, descriptors, sockets
 
-A caller's own mistake (a wrong shape, an unknown name) is a `ValueError` or `TypeError`, raised before any communication.
+A caller's own mistake (a wrong shape, an unknown name) is a `ValueError` or `TypeError`, before any communication.
 """
 
 from __future__ import annotations
