@@ -102,11 +102,18 @@ def possessions() -> dict[str, Any]:
             descriptors.append(re.sub(r"\d+", "", os.readlink(f"/proc/self/fd/{fd}")))
     maps = Path("/proc/self/maps").read_text()
     return {
-        "threads": len(os.listdir("/proc/self/task")),
+        "threads": sorted(_thread_name(task) for task in os.listdir("/proc/self/task")),
         "descriptors": sorted(descriptors),
         "mapped": sum("treering" in line for line in maps.splitlines()),
         "children": Path(f"/proc/self/task/{os.getpid()}/children").read_text().split(),
     }
+
+
+def _thread_name(task: str) -> str:
+    try:
+        return Path(f"/proc/self/task/{task}/comm").read_text().strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return "one that has just ended"
 
 
 def live(order: dict[str, Any], wire: socket.socket) -> None:

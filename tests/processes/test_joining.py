@@ -221,9 +221,7 @@ def test_a_rank_without_the_secret_is_named(tmp_path: Path) -> None:
     assert all(isinstance(error, RendezvousError) and "TREERING_SECRET" in str(error) for error in found)
 
 
-def test_several_hosts_need_a_secret_and_the_error_says_how(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_several_hosts_need_a_secret_and_the_error_says_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = threading.local()
 
     def on_host(name: str, rank: int, secret: bytes | None) -> Endpoint:
@@ -316,9 +314,7 @@ def test_a_rank_that_died_while_joining_is_named(tmp_path: Path) -> None:
     os.kill(process.pid, signal.SIGKILL)
     pid = process.pid
     _end(process, pipe)
-    with pytest.raises(
-        RendezvousError, match=rf"ranks 0, 2 of 3 are missing.*rank 0 was process {pid} .*died"
-    ):
+    with pytest.raises(RendezvousError, match=rf"ranks 0, 2 of 3 are missing.*rank 0 was process {pid} .*died"):
         join(1, 3, tmp_path, timeout_s=0.3)
 
 
@@ -334,9 +330,7 @@ def test_files_that_may_be_another_jobs_are_an_error_that_says_what_to_do(tmp_pa
         (tmp_path / "new").rename(tmp_path / f"{prefix}.{rank}.{secrets.token_hex(16)}.{kind}")
         waiting.append(pool.submit(FileStore(tmp_path).exchange, 1, 2, b"{}", PATIENCE_S))
         for future in waiting:
-            with pytest.raises(
-                RendezvousError, match=r"rank 0 is there twice.*process 77 on elsewhere.*fresh dir"
-            ):
+            with pytest.raises(RendezvousError, match=r"rank 0 is there twice.*process 77 on elsewhere.*fresh dir"):
                 future.result(PATIENCE_S)
     for file in tmp_path.iterdir():
         file.unlink()
@@ -385,9 +379,7 @@ def test_four_processes_join_quickly(tmp_path: Path) -> None:
     runs: list[tuple[Any, Any]] = []
     for rank in range(4):
         ours, theirs = spawn.Pipe()
-        runs.append(
-            (spawn.Process(target=_time_joins, args=(rank, 4, str(tmp_path), theirs), daemon=True), ours)
-        )
+        runs.append((spawn.Process(target=_time_joins, args=(rank, 4, str(tmp_path), theirs), daemon=True), ours))
         runs[-1][0].start()
         theirs.close()
     slowest: list[float] = []
@@ -493,9 +485,7 @@ def test_early_connections_wait_until_they_are_served(tmp_path: Path, door: Door
 
 def test_a_communicator_that_is_never_served_is_an_error_at_the_deadline(tmp_path: Path, door: Door) -> None:
     with group(2, tmp_path) as endpoints:
-        with pytest.raises(
-            DeadlineExceeded, match=r"rank 1 \(process .* did not open the communicator .* 0\.2 s"
-        ):
+        with pytest.raises(DeadlineExceeded, match=r"rank 1 \(process .* did not open the communicator .* 0\.2 s"):
             endpoints[0].dial(1, {"comm": "never"}, family="tcp", deadline_s=0.2)
         _wait_until(lambda: endpoints[1].waiting == 0)
         endpoints[1].serve("never", door)
@@ -630,9 +620,7 @@ def hears_the_end(sock: socket.socket) -> bool:
 
 @pytest.mark.parametrize("text", STRANGERS.values(), ids=STRANGERS.keys())
 @pytest.mark.parametrize("way", ["unix", "tcp"])
-def test_a_stranger_is_refused_and_the_next_rank_is_not(
-    tmp_path: Path, door: Door, way: str, text: bytes
-) -> None:
+def test_a_stranger_is_refused_and_the_next_rank_is_not(tmp_path: Path, door: Door, way: str, text: bytes) -> None:
     with group(2, tmp_path) as endpoints:
         endpoints[1].serve("world", door)
         card = endpoints[0].cards[1]
@@ -739,9 +727,7 @@ def _web(sock: socket.socket) -> None:
 
 
 @pytest.mark.parametrize("behave", [_mirror, _pretend, _huge, _web])
-def test_a_fake_server_on_the_port_is_refused(
-    tmp_path: Path, behave: Callable[[socket.socket], None]
-) -> None:
+def test_a_fake_server_on_the_port_is_refused(tmp_path: Path, behave: Callable[[socket.socket], None]) -> None:
     with group(2, tmp_path) as endpoints, socket.create_server(("127.0.0.1", 0)) as listening:
         thread = threading.Thread(target=_fake_server, args=(listening, behave))
         thread.start()
@@ -828,9 +814,7 @@ def _dial_until_lost(endpoint: Endpoint) -> None:
 
 
 def test_an_owner_that_fails_does_not_stop_the_listener(tmp_path: Path, door: Door) -> None:
-    def accept(
-        _peer: int, _hello: dict[str, Any], sock: socket.socket, _fds: list[int]
-    ) -> Callable[[], None]:
+    def accept(_peer: int, _hello: dict[str, Any], sock: socket.socket, _fds: list[int]) -> Callable[[], None]:
         def start() -> None:
             sock.close()
             raise ValueError("too late to refuse")

@@ -44,9 +44,7 @@ def shared() -> Any:
     return distributed.HashStore()
 
 
-def in_torch(
-    shared: Any, *ranks: tuple[int, int], deadline_s: float = PATIENCE_S, prefix: str = "p"
-) -> list[Any]:
+def in_torch(shared: Any, *ranks: tuple[int, int], deadline_s: float = PATIENCE_S, prefix: str = "p") -> list[Any]:
     def one(rank: int, size: int) -> list[bytes]:
         return TorchStore(lambda _: shared, prefix).exchange(rank, size, cards(size)[rank], deadline_s)
 
