@@ -422,7 +422,8 @@ def come_and_go(me: Rank, stores: str) -> None:
         assert possessions() == began, f"turn {turn}"
         if turn == 10:
             warm = resident_bytes()
-    assert resident_bytes() - warm < 4 << 20
+    if "libasan" not in Path("/proc/self/maps").read_text():  # which keeps freed memory for a while, to watch it
+        assert resident_bytes() - warm < 4 << 20
     me.say("done")
 
 
