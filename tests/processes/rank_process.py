@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import gc
 import importlib.util
 import json
@@ -25,6 +26,7 @@ import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import conftest  # noqa: F401 - what the test modules import too, so that no rank needs to
@@ -32,6 +34,7 @@ import numpy as np
 
 import collectives as cc
 
+PATIENCE_S = 5.0  # for a thread that has been joined to be gone
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 
 
@@ -119,25 +122,35 @@ def _thread_name(task: str) -> str:
 def live(order: dict[str, Any], wire: socket.socket) -> None:
     """The life of one rank."""
     me = Rank(order, wire)
-    spec = importlib.util.spec_from_file_location("bodies", order["module"])
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
     first = threading.Thread(target=gc.collect)  # a sanitizer's own thread comes with the first of ours
     first.start()
     first.join()
+    while Path(f"/proc/self/task/{first.native_id}").exists():  # the system is a little later than Python
+        time.sleep(0)
     before = possessions()
     try:
-        getattr(module, order["body"])(me, *order["args"])
+        getattr(load(order["module"]), order["body"])(me, *order["args"])
     except BaseException:
         me.say("crashed", text=traceback.format_exc())
         raise
     if me.leaves_open:
         return
     me.close()
-    after = possessions()
+    deadline = time.monotonic() + PATIENCE_S
+    while (after := possessions()) != before and time.monotonic() < deadline:
+        time.sleep(0.001)
     me.say("ended", left={name: after[name] for name in after if after[name] != before[name]}, before=before)
+
+
+@functools.cache
+def load(path: str) -> ModuleType:
+    """A module of tests, for the functions in it."""
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def serve(control: socket.socket) -> tuple[dict[str, Any], socket.socket] | None:
@@ -153,6 +166,7 @@ def serve(control: socket.socket) -> tuple[dict[str, Any], socket.socket] | None
                 if not fds:
                     os.waitpid(json.loads(text)["reap"], 0)
                     continue
+                load(json.loads(text)["module"])  # here, so that its ranks find it done
                 pid = os.fork()
                 if pid == 0:
                     control.close()

@@ -66,7 +66,7 @@ def check(job: Job, usual: list[Spec], odd: list[Spec], odd_rank: int, *words: s
         assert reports[first]["took_s"] < LIMIT_S, reports
         assert {report["kinds"][0] for report in reports[first + 1 :]} == {"CommunicatorBroken"}, reports
         text = reports[first]["text"]
-        both = re.search(r"rank \d called .* as call (\d+)[^,]*, but rank \d called .* as call (\d+)", text)
+        both = re.search(r"rank \d called .*? as call (\d+)[^,]*, but rank \d called .*? as call (\d+)", text)
         assert both is not None, text
         if both[1] == both[2]:  # or one of them was further on already, and is named by what it did there
             for word in words:
@@ -82,11 +82,11 @@ def check(job: Job, usual: list[Spec], odd: list[Spec], odd_rank: int, *words: s
 CALLS = (*SYMMETRIC, "broadcast", "reduce", "gather", "scatter")
 
 
-@pytest.mark.parametrize("transport", TRANSPORTS)
 @pytest.mark.parametrize(("usual", "odd"), list(itertools.permutations(CALLS, 2)), ids=str)
-def test_different_collectives(ranks: Ranks, usual: str, odd: str, transport: str) -> None:
+def test_different_collectives(ranks: Ranks, usual: str, odd: str) -> None:
     """The first call of all, when there are no connections yet that it could be noticed on."""
     specs = [{"call": usual}], [{"call": odd}]
+    transport = TRANSPORTS[usual < odd]  # each pair once on either
     with ranks(3, differs, 0, *specs, 1, transport=transport) as job:
         check(job, *specs, 1, f"{usual}(", f"{odd}(", "as call 1")
 
@@ -177,8 +177,7 @@ CASES: dict[str, tuple[list[Spec], list[Spec], tuple[str, ...]]] = {
 }
 
 
-@pytest.mark.parametrize("transport", TRANSPORTS)
-@pytest.mark.parametrize("good", [0, 3])
+@pytest.mark.parametrize(("good", "transport"), [(0, "shm"), (3, "tcp")])
 @pytest.mark.parametrize(("usual", "odd", "words"), CASES.values(), ids=CASES.keys())
 def test_different_arguments(
     ranks: Ranks, usual: list[Spec], odd: list[Spec], words: tuple[str, ...], good: int, transport: str
