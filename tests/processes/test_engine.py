@@ -293,3 +293,43 @@ def test_nobody_leaves_a_barrier_before_all_have_come(ranks: Ranks, size: int) -
         job.tell("go", size - 1)
         came = job.hear("came", size - 1)["at"]
         assert all(report["at"] >= came for report in job.hear_all("left"))
+
+
+# ---------------------------------------------------------------- a plan of the user's own
+
+
+def there_and_back(rank: int, size: int) -> Iterator[Any]:
+    """All-gather along a line: what is behind comes forward, then everything goes back."""
+    if rank + 1 < size:
+        yield cc.Recv(rank + 1, rank + 1, size - rank - 1)
+    if rank:
+        yield cc.Send(rank - 1, rank, size - rank)
+        yield cc.Recv(rank - 1, 0, size)
+    if rank + 1 < size:
+        yield cc.Send(rank + 1, 0, size)
+
+
+def says_nothing(rank: int, size: int) -> Iterator[Any]:
+    if rank == 0:
+        yield cc.Send(1, 0)
+
+
+def run_own_plans(me: Rank) -> None:
+    cc.algorithm("all_gather", "there and back")(there_and_back)
+    cc.algorithm("all_gather", "nothing")(says_nothing)
+    comm = me.connect()
+    transport: Any = comm._transport
+    with pytest.raises(cc.PlanError, match="rank"):
+        comm.all_gather(np.ones(3), algorithm="nothing")
+    assert transport.bytes_sent == 0
+    for rows in ((3, 0, 7, 1), (40_000, 1, 0, 30_011)):
+        for place in PLACES:
+            case = Case("all_gather", me.size, (rows,), uneven=True, algorithm="there and back", place=place)
+            perform(comm, case, ["blocking", "async", "prepared"], rounds=2)
+    me.say("done")
+
+
+@pytest.mark.parametrize("transport", ["shm", "tcp"])
+def test_a_plan_of_the_users_own_is_proved_and_runs_by_its_name(ranks: Ranks, transport: str) -> None:
+    with ranks(4, run_own_plans, transport=transport) as job:
+        job.hear_all("done")
