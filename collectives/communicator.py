@@ -49,7 +49,7 @@ class Communicator(Calls):
         on_fork: Callable[[], None] | None = None,
     ) -> None:
         self.rank, self.size, self.hosts = transport.rank, transport.size, transport.hosts
-        self.timeout_s = timeout_s
+        self._timeout_s = timeout_s
         self._transport, self._names, self._lanes, self._found = transport, names, lanes, found
         self._shared_memory = transport.shared_memory
         self._on_close, self._on_fork = on_close, on_fork
@@ -68,6 +68,17 @@ class Communicator(Calls):
         self._let_go = weakref.finalize(self, _let_go, transport, on_close)
         self.prepare = _Prepared(self)
         self._started = _StartedCalls(self)
+
+    @property
+    def timeout_s(self) -> float:
+        """The limit on time without progress, for calls that do not give their own; may be set."""
+        return self._timeout_s
+
+    @timeout_s.setter
+    def timeout_s(self, limit: float) -> None:
+        self._timeout_s = self._limit(limit)
+        if self._table is not None:
+            self._table.clear()  # its calls have the old limit
 
     # ---------------------------------------------------------------- calls
 

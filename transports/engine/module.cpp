@@ -291,10 +291,10 @@ NB_MODULE(_engine, m) {
       .def_prop_ro("bytes_direct", &Engine::bytes_direct);
 
   nb::class_<QuickCalls>(m, "QuickCalls")
-      .def("__init__", [](QuickCalls* self, std::shared_ptr<Engine> engine, nb::object tensor_type,
-                          nb::object on_failure) {
-        new (self) QuickCalls(std::move(engine), std::move(tensor_type), std::move(on_failure), run);
-      }, "engine"_a, "tensor_type"_a.none(), "on_failure"_a)
+      .def("__init__", [](QuickCalls* self, std::shared_ptr<Engine> engine, nb::object on_failure) {
+        new (self) QuickCalls(std::move(engine), std::move(on_failure), run);
+      }, "engine"_a, "on_failure"_a)
+      .def("set_tensor_type", &QuickCalls::set_tensor_type, "type"_a)
       .def("add", &QuickCalls::add, "collective"_a, "x"_a, "out"_a.none(), "op"_a, "root"_a, "algorithm"_a, "program"_a,
            "token"_a, "timeout_s"_a, "make"_a.none(), "shape"_a, "gets"_a)
       .def("call", &QuickCalls::call, "collective"_a, "x"_a.none(), "out"_a.none(), "op"_a, "root"_a, "algorithm"_a)

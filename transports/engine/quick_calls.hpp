@@ -21,8 +21,10 @@ class QuickCalls {
  public:
   using Run = int (*)(Engine&, const std::shared_ptr<Program>&, double, const std::vector<char*>&);
 
-  QuickCalls(std::shared_ptr<Engine> engine, nb::object tensor_type, nb::object on_failure, Run run)
-      : engine_(std::move(engine)), tensor_type_(std::move(tensor_type)), on_failure_(std::move(on_failure)), run_(run) {}
+  QuickCalls(std::shared_ptr<Engine> engine, nb::object on_failure, Run run)
+      : engine_(std::move(engine)), on_failure_(std::move(on_failure)), run_(run) {}
+
+  void set_tensor_type(nb::object type) { tensor_type_ = std::move(type); }  // torch's, once it is imported
 
   // Without `out`, `make` makes the result, which has the shape `shape`. Not `gets`: there is none on this rank.
   void add(int collective, nb::handle x, nb::handle out, nb::object op, int root, nb::object algorithm,
@@ -180,7 +182,7 @@ class QuickCalls {
   }
 
   std::shared_ptr<Engine> engine_;
-  nb::object tensor_type_, on_failure_;
+  nb::object tensor_type_ = nb::none(), on_failure_;
   Run run_;
   char* scratch_ = nullptr;
   std::unordered_map<Key, Known, Hash> known_;

@@ -249,14 +249,16 @@ class _QuickCalls:
             assert fail is not None
             fail(compiled.program)
 
-        torch = sys.modules.get("torch")
-        self._table = _engine.QuickCalls(engine, torch.Tensor if torch is not None else None, on_failure)
+        self._table = _engine.QuickCalls(engine, on_failure)
         self.call, self.clear, self.set_scratch = self._table.call, self._table.clear, self._table.set_scratch
 
     def add(
         self, collective: int, x: Any, out: Any, op: str, root: int, algorithm: str, compiled: _Compiled,
         timeout_s: float, make: Callable[[], Any] | None, shape: Sequence[int], gets: bool,
     ) -> None:  # fmt: skip
+        torch = sys.modules.get("torch")
+        if torch is not None:
+            self._table.set_tensor_type(torch.Tensor)
         self._table.add(
             collective, x, out, op, root, algorithm, compiled.native, compiled, timeout_s, make, list(shape), gets
         )
