@@ -139,6 +139,30 @@ def test_a_wait_that_times_out_may_be_repeated(ranks: Ranks) -> None:
         job.hear_all("done")
 
 
+def change_the_deadline(me: Rank) -> None:
+    comm = me.connect(timeout_s=PATIENCE_S)
+    x = np.ones(3)
+    for _ in range(3):  # the engine knows the call from now on, with the deadline it had
+        assert comm.all_reduce(x).tolist() == [2.0] * 3
+    with pytest.raises(ValueError, match="more than 0"):
+        comm.timeout_s = 0
+    comm.timeout_s = 0.3
+    if me.rank == 0:
+        with pytest.raises(cc.DeadlineExceeded, match=r"no progress for 0\.[34]"):
+            comm.all_reduce(x)
+    else:
+        me.wait_for("the end")
+    me.say("done")
+
+
+@both_transports
+def test_a_new_deadline_counts_for_calls_made_before(ranks: Ranks, transport: str) -> None:
+    with ranks(2, change_the_deadline, transport=transport) as job:
+        job.hear("done", 0)
+        job.tell("the end", 1)
+        job.hear("done", 1)
+
+
 # ---------------------------------------------------------------- prepared calls
 
 
