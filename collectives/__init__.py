@@ -27,17 +27,6 @@ from collectives import algorithms as _builtin  # noqa: E402  (registers them)
 from collectives.choose import choose  # noqa: E402
 from collectives.communicator import Communicator  # noqa: E402
 from collectives.connect import connect, connect_threads  # noqa: E402
-from collectives.errors import (  # noqa: E402
-    CollectiveError,
-    CommunicatorBroken,
-    DeadlineExceeded,
-    MismatchError,
-    PeerLostError,
-    RendezvousError,
-    TransportError,
-    UnsupportedError,
-    WireError,
-)
 from collectives.plan import (  # noqa: E402
     Copy,
     Plan,
@@ -52,6 +41,17 @@ from collectives.plan import (  # noqa: E402
 )
 from collectives.verify import PlanError, Proof, verify  # noqa: E402
 from collectives.work import Work  # noqa: E402
+from transports.errors import (  # noqa: E402
+    CollectiveError,
+    CommunicatorBroken,
+    DeadlineExceeded,
+    MismatchError,
+    PeerLostError,
+    RendezvousError,
+    TransportError,
+    UnsupportedError,
+    WireError,
+)
 
 del _builtin
 
