@@ -96,7 +96,7 @@ FailureKind Engine::execute(Program& program, const std::vector<char*>& buffers,
     call_.seq = step.sends() ? ++link.messages_sent : ++link.messages_received;
   }
 
-  Wait wait{timeout_s, 0, 0, 0, 0, false, interrupted};
+  Wait wait{.timeout_s = timeout_s, .interrupted = interrupted};
   uint32_t passes = 0;
   auto& active = program.active;
   while (!active.empty()) {

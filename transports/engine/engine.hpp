@@ -108,7 +108,7 @@ class Engine {
 
   // Waiting. [Note: waiting] Poll a little, then let others run, then sleep until a peer rings.
   struct Wait {
-    double timeout_s, idle_since = 0, last_query = 0, last_look = 0;
+    double timeout_s, idle_since = 0, last_query = 0, last_look = 0, ended_at = 0;
     uint32_t idle = 0;
     bool armed = false;
     const std::function<bool()>* interrupted;

@@ -14,6 +14,8 @@ namespace {
 constexpr double kYieldFor_s = 1e-3;   // idle time before a caller sleeps
 constexpr double kLookEvery_s = 0.02;  // between looks at signals, deadlines and peers
 constexpr double kQueryEvery_s = 0.2;
+constexpr double kHearWhy_s = 0.1;     // from the end of a lane to what the control connection says of it
+constexpr double kLastBytes_s = 0.05;  // from a GOODBYE to the end of the lanes
 constexpr double kStoodStill_s = 0.5;  // without a look: this process was stopped, so it cannot tell who is slow
 
 }  // namespace
@@ -104,8 +106,9 @@ bool Engine::look_around(Program& program, Wait& wait, double now) {
     bool departed = link.departed.load(std::memory_order_acquire);
     bool broken = link.lanes[step->lane]->broken();
     if (!departed && !broken) continue;
-    if (broken && !departed && now - wait.idle_since < 0.1) continue;  // the control connection knows more, soon
-    if (departed && !broken && now - wait.idle_since < 0.05) continue;  // its last bytes may still be under way
+    if (wait.ended_at < wait.idle_since) wait.ended_at = now;
+    // The control connection knows more, soon; and of a rank that has left, the last bytes may still be under way.
+    if (departed != broken && now - wait.ended_at < (broken ? kHearWhy_s : kLastBytes_s)) continue;
     Failure failure;
     failure.kind = departed ? FailureKind::left : FailureKind::lost;
     failure.culprit = step->peer;
