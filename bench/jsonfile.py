@@ -84,12 +84,16 @@ def _half(measured: Measured | None) -> dict[str, Any] | None:
 
 
 def write(path: str, document: Mapping[str, Any]) -> None:
+    """Write the document as `write_text` does. Raises OSError."""
+    write_text(path, json.dumps(document, indent=1) + "\n")
+
+
+def write_text(path: str, text: str) -> None:
     """Write beside `path` and rename, so that a reader finds all of it or what was before. Raises OSError."""
     beside = f"{path}.{os.getpid()}.tmp"
     try:
         with open(beside, "w", encoding="utf-8") as file:
-            json.dump(document, file, indent=1)
-            file.write("\n")
+            file.write(text)
         os.replace(beside, path)
     finally:
         if os.path.exists(beside):
