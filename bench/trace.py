@@ -104,7 +104,8 @@ def _rows(spans: Sequence[Span]) -> tuple[list[int], dict[tuple[int, int], str]]
         rows = tracks[span.rank, span.track]
         free = next((row for row in rows if _fits(span, row[1])), None)
         if free is None:
-            free = used[span.rank] = used[span.rank] + 1, list[float]()
+            used[span.rank] += 1
+            free = used[span.rank], list[float]()
             rows.append(free)
             names[span.rank, free[0]] = f"{span.track} ({len(rows)})"
         free[1].append(span.end_s)
