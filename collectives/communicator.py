@@ -70,6 +70,11 @@ class Communicator(Calls):
         self._started = _StartedCalls(self)
 
     @property
+    def transport(self) -> str:
+        """How bytes move from this rank to the others, in a few words."""
+        return self._transport.describe()
+
+    @property
     def timeout_s(self) -> float:
         """The limit on time without progress, for calls that do not give their own; may be set."""
         return self._timeout_s

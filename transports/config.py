@@ -4,6 +4,7 @@ launchers set).
     TREERING_SECRET        what all ranks of a job know and nobody else, at least 16 characters
     TREERING_SECRET_FILE   the same in a file, which only its owner may read or write (mode 0600 or 0400)
     TREERING_ADDRESS       the address (10.0.0.3) or network interface (eth1) on which this rank listens
+    XDG_CACHE_HOME         where what was measured is kept, in a folder treering; ~/.cache when it is not set
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["MIN_SECRET_BYTES", "Settings", "check_secret", "read_settings"]
+__all__ = ["MIN_SECRET_BYTES", "Settings", "cache_directory", "check_secret", "read_settings"]
 
 MIN_SECRET_BYTES = 16
 
@@ -41,6 +42,17 @@ def read_settings(environ: Mapping[str, str] | None = None) -> Settings:
     elif path is not None:
         secret = check_secret(_read_private(path), f"the file {path} (TREERING_SECRET_FILE)")
     return Settings(secret, environ.get("TREERING_ADDRESS") or None)
+
+
+def cache_directory(environ: Mapping[str, str] | None = None) -> Path:
+    """Where what was measured is kept between runs; it need not exist. A relative XDG_CACHE_HOME counts as not set,
+    as the XDG Base Directory Specification wants it.
+    """
+    environ = os.environ if environ is None else environ
+    base = environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(base):
+        base = os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(base) / "treering"
 
 
 def check_secret(secret: str | bytes, where: str = "secret") -> bytes:
