@@ -14,7 +14,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-for _sibling in ("transports",):  # the names are generic: another package may be in the way
+for _sibling in ("transports", "topology"):  # the names are generic: another package may be in the way
     _spec = importlib.util.find_spec(_sibling)
     _found = Path(_spec.origin).resolve().parent if _spec is not None and _spec.origin else None
     _wanted = Path(__file__).resolve().parent.parent / _sibling

@@ -14,7 +14,7 @@ import pytest
 import collectives as cc
 
 ROOT = Path(__file__).resolve().parents[2]
-FLOORS = ("bench", "collectives", "transports")  # each may import itself and what follows
+FLOORS = ("bench", "collectives", "transports", "topology")  # each may import itself and what follows
 ENVIRONMENT = {"transports/config.py", "transports/launchers.py", "transports/launcher_stores.py"}
 FILES = [path for floor in FLOORS for path in sorted((ROOT / floor).rglob("*.py"))]
 

@@ -1,0 +1,150 @@
+"""A cluster: ranks, directed links with latency and bandwidth, the path from each rank to each other, and groups.
+
+    rank 0 ──out──▶┐                      ┌──in──▶ rank 2
+                   ├──host0.up──▶──host1.down──▶┤
+    rank 1 ──out──▶┘                      └──in──▶ rank 3
+
+What paths have in common is shared: here the NIC of host 0 carries what ranks 0 and 1 send to the other host. Links are
+full duplex: one Link for each direction.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple, Union
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["Cluster", "FloatArray", "Groups", "IntArray", "Link", "Route", "Routes"]
+
+IntArray = NDArray[np.integer[Any]]
+FloatArray = NDArray[np.float64]
+Groups = tuple[Union[int, "Groups"], ...]
+"""Nested tuples of ranks: a flat tuple is one host, ((0, 1), (2, 3)) are two, and deeper ones racks and sites."""
+
+Routes = tuple[NDArray[np.int64], NDArray[np.int32]]
+"""Many paths, one after another: path i is link_numbers[offsets[i]:offsets[i + 1]]."""
+Route = Callable[[IntArray, IntArray], Routes]
+
+
+class Link(NamedTuple):
+    """One direction of a connection."""
+
+    name: str
+    latency_s: float
+    bandwidth_bytes_per_s: float
+
+
+class Cluster:
+    """Ranks 0 to size - 1 and how they are connected; made by `presets`, from a file, or by `discover`. Never changes.
+
+    name                  what it is, as a person would say it: "hosts(4, 8)"
+    size                  the number of ranks
+    links                 every directed link; its place here is its number
+    groups, levels        nested groups of ranks, and the names of the levels, outermost first: ("rack", "host")
+    hosts                 the innermost groups
+    combine_bytes_per_s   how fast a rank combines two operands; inf where that is of no interest
+    shape                 of a torus: the ranks along each dimension, the last one counting fastest; otherwise None
+    devices               what was found on the machines, for people to read: lines of text
+    spec                  what `to_json` writes, and what two equal clusters have in common
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        links: Sequence[Link],
+        groups: Groups,
+        levels: Sequence[str],
+        route: Route,
+        spec: Mapping[str, Any],
+        combine_bytes_per_s: float = math.inf,
+        shape: tuple[int, ...] | None = None,
+        devices: Sequence[str] = (),
+    ) -> None:
+        self.name = name
+        self.links = tuple(links)
+        self.groups, self.levels, self.hosts = groups, tuple(levels), innermost(groups)
+        self.size = sum(map(len, self.hosts))
+        self.combine_bytes_per_s = combine_bytes_per_s
+        self.shape = shape
+        self.devices = tuple(devices)
+        self.spec = dict(spec)
+        self._route = route
+
+    def path(self, source: int, target: int) -> tuple[int, ...]:
+        """The numbers of the links from source to target, in order; none from a rank to itself.
+
+        Raises ValueError when there is no such rank.
+        """
+        return tuple(self.routes(np.array([source]), np.array([target]))[1].tolist())
+
+    def routes(self, sources: IntArray, targets: IntArray) -> Routes:
+        """Many paths at once: `offsets` of n + 1 int64 and `link_numbers` of int32, for arrays of n ranks.
+
+        Path i is link_numbers[offsets[i]:offsets[i + 1]]. Raises ValueError when there is no such rank.
+        """
+        for ranks in (sources, targets):
+            if ranks.size and not (ranks.min() >= 0 and ranks.max() < self.size):
+                wrong = ranks.min() if ranks.min() < 0 else ranks.max()
+                raise ValueError(f"there is no rank {wrong} in {self.name}: ranks are 0 to {self.size - 1}")
+        if sources.shape != targets.shape or sources.ndim != 1:
+            raise ValueError(f"sources and targets must be of one length, not {sources.shape} and {targets.shape}")
+        return self._route(sources, targets)
+
+    def latency_s(self, source: int, target: int) -> float:
+        """The sum of the latencies on the path, in seconds."""
+        return float(sum(self.links[number].latency_s for number in self.path(source, target)))
+
+    def bandwidth_bytes_per_s(self, source: int, target: int) -> float:
+        """The smallest bandwidth on the path; inf from a rank to itself."""
+        return min((self.links[number].bandwidth_bytes_per_s for number in self.path(source, target)), default=math.inf)
+
+    @cached_property
+    def link_latencies_s(self) -> FloatArray:
+        """The latency of each link, by number."""
+        return np.array([link.latency_s for link in self.links], np.float64)
+
+    @cached_property
+    def link_bandwidths_bytes_per_s(self) -> FloatArray:
+        """The bandwidth of each link, by number."""
+        return np.array([link.bandwidth_bytes_per_s for link in self.links], np.float64)
+
+    def to_json(self) -> str:
+        """The cluster as a file that a person can read and `from_json` makes an equal one of."""
+        return json.dumps(self.spec, indent=2) + "\n"
+
+    def save(self, path: str | Path) -> None:
+        """Writes `to_json` to a file."""
+        Path(path).write_text(self.to_json())
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Cluster) and self.spec == other.spec
+
+    def __hash__(self) -> int:
+        return hash(self.to_json())
+
+    def __repr__(self) -> str:
+        hosts = "1 host" if len(self.hosts) == 1 else f"{len(self.hosts)} hosts"
+        return f"<Cluster {self.name}: {self.size} ranks on {hosts}, {len(self.links)} links>"
+
+
+def innermost(groups: Groups) -> tuple[tuple[int, ...], ...]:
+    """The innermost of nested groups: the ranks of each host."""
+    flat = tuple(member for member in groups if isinstance(member, int))
+    if flat:
+        return (flat,)
+    return tuple(host for member in groups if isinstance(member, tuple) for host in innermost(member))
+
+
+def compress(steps: NDArray[np.int32]) -> Routes:
+    """Routes from a matrix with a row for each path, in which -1 is no link."""
+    there = steps >= 0
+    offsets = np.zeros(len(steps) + 1, np.int64)
+    np.cumsum(there.sum(axis=1), out=offsets[1:])
+    return offsets, steps[there]
