@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 from . import check, compare, sizes
@@ -30,6 +31,7 @@ class Options(NamedTuple):
     root: int  # -1: every rank in turn
     checks: int
     json_path: str | None
+    trace_path: str | None
     ranks: int | None
     algorithms: tuple[str, ...]
     transport: str
@@ -106,6 +108,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
         metavar="FILE",
         help="write nccl-tests' JSON there",
     )
+    flag("--trace", default=None, metavar="FILE", help="trace one call of each size, for Perfetto")
     flag("--ranks", type=_at_least(1), default=None, metavar="N", help="start N ranks on this machine")
     flag("--algorithm", default="auto", metavar="NAME[,NAME]", help="auto, all, or names (auto)")
     flag(
@@ -139,6 +142,9 @@ def parse(argv: Sequence[str], prog: str) -> Options:
         made.error(f"-e {sizes.spell(maximum_bytes)} is below -b {sizes.spell(given.minbytes)}")
     if given.stepfactor == 1 and given.stepbytes == 0 and maximum_bytes > given.minbytes:
         made.error("-i 0 never reaches -e")
+    for flag, path in (("-J", given.output_file), ("--trace", given.trace)):
+        if path is not None and not Path(path).absolute().parent.is_dir():
+            made.error(f"{flag} {path}: there is no folder {Path(path).absolute().parent}")
     if given.timeout <= 0:
         made.error("--timeout takes seconds above 0")
     if collective == "barrier":
@@ -171,6 +177,7 @@ def parse(argv: Sequence[str], prog: str) -> Options:
         root=given.root if COLLECTIVES[collective].rooted else -1,
         checks=given.check,
         json_path=given.output_file,
+        trace_path=given.trace,
         ranks=given.ranks,
         algorithms=_algorithms(made, collective, given.algorithm),
         transport=given.transport,

@@ -16,8 +16,6 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from . import compare, jsonfile, table
 from .cases import Case, What, whole_elems
 from .check import storage_dtype
@@ -25,13 +23,14 @@ from .contenders.worker import Command, Settings, Timing, follow, time_calls
 from .control import Conductor
 from .measure import measure_row
 from .options import Options
+from .record import Recorder
 from .table import Compared, Row
+from .texts import exchange
 
 if TYPE_CHECKING:
     from collectives import Communicator
 
 TIME_FORMAT = "%Y-%m-%d %H:%M:%S"
-CARD_BYTES = 512
 
 
 class Session:
@@ -39,15 +38,19 @@ class Session:
         self.comm, self.options, self.args = comm, options, args
         self.speaks = comm.rank == 0
         self.named = len(options.algorithms) > 1
+        self.recorder = Recorder(comm) if options.trace_path else None
         if options.root >= comm.size:
             raise ValueError(f"-r {options.root} is not a rank: there are {comm.size}, from 0")
 
     def run(self) -> bool:
         """Whether all data was right, the same on every rank. Raises what collectives or contenders raise."""
         start_time = time.strftime(TIME_FORMAT)
-        devices = [json.loads(card) for card in self._exchange(self._card())]
+        devices = [json.loads(card) for card in exchange(self.comm, self._card())]
         self._say(self._preamble(devices))
         rows = self._table()
+        if self.speaks and self.recorder and self.options.trace_path:
+            self.recorder.write(self.options.trace_path)
+            self._say(f"# trace written to {self.options.trace_path}")
         compared = self._compare() if self.options.contenders else None
         if self.speaks and self.options.json_path:
             jsonfile.write(
@@ -83,6 +86,7 @@ class Session:
                             iterations=options.iterations,
                             warmup=options.warmup,
                             checks=options.checks,
+                            recorder=self.recorder,
                         )
                         rows.append(row)
                         self._say(table.line(row, self.named))
@@ -100,7 +104,7 @@ class Session:
 
     def _compare(self) -> list[Compared]:
         conductor = Conductor() if self.speaks else None
-        path = self._exchange(conductor.path if conductor else "")[0]
+        path = exchange(self.comm, conductor.path if conductor else "")[0]
         cases: dict[tuple[int, str], Case] = {}
 
         def measure(command: Command) -> Timing:
@@ -160,16 +164,6 @@ class Session:
 
     def _card(self) -> str:
         return json.dumps({"rank": self.comm.rank, "pid": os.getpid(), "hostname": socket.gethostname()[:64]})
-
-    def _exchange(self, text: str) -> list[str]:
-        """The texts of all ranks, up to `CARD_BYTES` each, at every rank."""
-        encoded = text.encode()
-        assert len(encoded) <= CARD_BYTES, text
-        card = np.zeros(CARD_BYTES, np.uint8)
-        card[: len(encoded)] = np.frombuffer(encoded, np.uint8)
-        gathered = bytes(np.asarray(self.comm.all_gather(card)))
-        cards = (gathered[at : at + CARD_BYTES] for at in range(0, len(gathered), CARD_BYTES))
-        return [card.rstrip(b"\0").decode() for card in cards]
 
     def _preamble(self, devices: Sequence[dict[str, Any]]) -> str:
         options = self.options

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from transports.base import Started, Transport
 from transports.errors import CommunicatorBroken
 from transports.failures import Names
 from transports.program import DTYPES
+from transports.tracing import TracedCall
 
 __all__ = ["Communicator"]
 
@@ -225,6 +227,22 @@ class Communicator(Calls):
         if not limit > 0:
             raise ValueError(f"timeout_s={limit} must be more than 0 seconds")
         return limit
+
+    @contextmanager
+    def trace(self) -> Generator[list[TracedCall]]:
+        """Notes when the steps of the calls in a `with` block begin and end on this rank.
+
+        `with comm.trace() as calls:` gives a list that is filled at the end of the block, with a TracedCall for each
+        call that ended well. A call that is still running then, in the background, is waited for. Each communicator
+        is traced by itself, and every rank for itself: nothing is communicated.
+        """
+        self._check_open()
+        calls: list[TracedCall] = []
+        self._transport.start_trace()
+        try:
+            yield calls
+        finally:
+            calls += self._transport.stop_trace()
 
     # ---------------------------------------------------------------- groups
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from transports.program import Program
+from transports.tracing import TracedCall
 
 __all__ = ["Buffer", "Compiled", "QuickCalls", "Started", "Transport"]
 
@@ -93,6 +94,14 @@ class Transport(Protocol):
 
     def quick_calls(self) -> QuickCalls | None:
         """A new table of quick calls for one caller, or None when the transport has no such thing."""
+        ...
+
+    def start_trace(self) -> None:
+        """Notes from now on when the steps of every call begin and end; an earlier trace is forgotten."""
+        ...
+
+    def stop_trace(self) -> list[TracedCall]:
+        """The calls that ended well since `start_trace`, in the order in which they ran."""
         ...
 
     def message(

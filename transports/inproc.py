@@ -22,6 +22,7 @@ from transports.base import Buffer
 from transports.errors import CommunicatorBroken
 from transports.failures import FailureKind, Names, Reason, exception
 from transports.program import Call, Kind, Program
+from transports.tracing import TracedCall, TracedStep
 
 __all__ = ["InprocTransport", "connect_threads"]
 
@@ -90,6 +91,7 @@ class InprocTransport:
         self._worker: threading.Thread | None = None
         self._messages: dict[tuple[bool, int], int] = {}
         self._reported = self._closed = False
+        self._trace: list[TracedCall] | None = None  # while somebody traces
         self.bytes_sent = 0
 
     def compile(self, program: Program, timeout_s: float) -> Program:
@@ -121,6 +123,15 @@ class InprocTransport:
 
     def quick_calls(self) -> None:
         return None
+
+    def start_trace(self) -> None:
+        with self._turn:
+            self._trace = []
+
+    def stop_trace(self) -> list[TracedCall]:
+        with self._turn:
+            taken, self._trace = self._trace or [], None
+            return taken
 
     def message(
         self, sends: bool, peer: int, dtype: int, count: int, nbytes: int, timeout_s: float, data: Buffer
@@ -175,7 +186,10 @@ class InprocTransport:
     def _run(self, program: Program, timeout_s: float, buffers: Sequence[Buffer], message: int = 0) -> None:
         with self._turn:
             try:
-                _Run(self, self._hub, program, timeout_s, buffers, message).execute()
+                run = _Run(self, self._hub, program, timeout_s, buffers, message)
+                run.execute()
+                if self._trace is not None:
+                    self._trace.append(run.traced())
             except BaseException as error:
                 if not isinstance(error, _Failed):
                     mine = _record(len(self._hub.calls[self.rank]), program.call)
@@ -245,8 +259,19 @@ class _Run:
         self.begun: set[int] = set()
         self.message = message
         self.seq = message
+        self.began_s, self.ended_s = [0.0] * len(self.rows), [0.0] * len(self.rows)  # each step
+        self.called_s = 0.0
+
+    def traced(self) -> TracedCall:
+        """What was done when, of a run that just ended."""
+        steps = (
+            TracedStep(row[0], row[1], row[2], row[12], began_s, ended_s)
+            for row, began_s, ended_s in zip(self.rows, self.began_s, self.ended_s, strict=True)
+        )
+        return TracedCall(self.seq, self.called_s, time.monotonic(), tuple(steps))
 
     def execute(self) -> None:
+        self.called_s = time.monotonic()
         self._begin()
         since = time.monotonic()
         while self.queues:
@@ -255,7 +280,7 @@ class _Run:
                 raise _Failed(self._head())
             progress = False
             for lane, steps in list(self.queues.items()):
-                while steps and self._advance(steps[0]):
+                while steps and self._advance_timed(steps[0]):
                     progress = True
                     if self.done[steps[0]] == self.rows[steps[0]][12]:
                         steps.popleft()
@@ -298,6 +323,14 @@ class _Run:
         row = self.rows[index]
         address = self.addresses[row[operand]] + row[operand + 1] + self.done[index]
         return np.frombuffer(memoryview((ctypes.c_uint8 * nbytes).from_address(address)).cast("B"), np.uint8)
+
+    def _advance_timed(self, index: int) -> bool:
+        began_s = time.monotonic()
+        if not self._advance(index):
+            return False
+        self.began_s[index] = self.began_s[index] or began_s
+        self.ended_s[index] = time.monotonic()
+        return True
 
     def _advance(self, index: int) -> bool:
         """Moves one segment of a step; False if it must wait. A step whose bytes are all done is finished."""

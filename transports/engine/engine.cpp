@@ -88,6 +88,7 @@ FailureKind Engine::execute(Program& program, const std::vector<char*>& buffers,
     return failure().kind;
   }
   if (!program.bound && !bind(program)) throw std::logic_error("a program ran before its lanes were connected");
+  double began_s = trace_ == nullptr ? 0 : now_s();
   program.rewind();
   buffers_ = &buffers;
   if (call_.point_to_point != 0) {
@@ -95,6 +96,8 @@ FailureKind Engine::execute(Program& program, const std::vector<char*>& buffers,
     Link& link = *links_[static_cast<size_t>(step.peer)];
     call_.seq = step.sends() ? ++link.messages_sent : ++link.messages_received;
   }
+
+  traced_ = trace_ == nullptr ? nullptr : &trace_->emplace_back(program, call_, began_s);
 
   Wait wait{.timeout_s = timeout_s, .interrupted = interrupted};
   uint32_t passes = 0;
@@ -109,6 +112,7 @@ FailureKind Engine::execute(Program& program, const std::vector<char*>& buffers,
         Step& step = program.steps[index];
         progress |= advance(program, step, index, queue.lane);
         if (!step.finished) break;
+        if (traced_ != nullptr) [[unlikely]] traced_->ended(index);
         if (++queue.at == queue.steps.size()) {
           emptied = true;
           break;
@@ -142,6 +146,7 @@ FailureKind Engine::execute(Program& program, const std::vector<char*>& buffers,
     }
   }
   if (wait.armed) announce_sleep(program, false);
+  if (traced_ != nullptr) [[unlikely]] traced_->ended_s = now_s();
   if (call_.point_to_point == 0) ended_.store(call_.seq, std::memory_order_release);
   if (wait.last_query > 0) {
     std::lock_guard lock(mutex_);
@@ -175,6 +180,7 @@ bool Engine::advance(Program& program, Step& s, uint32_t index, Lane* lane) {
         header.direct = s.direct;
         if (!lane->start(header)) return false;
         s.started = began = true;
+        if (traced_ != nullptr) [[unlikely]] traced_->began(index);
       }
       if (s.direct != 0) {
         began |= static_cast<ShmLane*>(lane)->offer(limit);
@@ -199,6 +205,7 @@ bool Engine::advance(Program& program, Step& s, uint32_t index, Lane* lane) {
         if (!lane->next(header)) return false;
         if (!check(header, s)) return false;
         s.started = began = true;
+        if (traced_ != nullptr) [[unlikely]] traced_->began(index);
       }
       char* out = buffers[s.out_buffer] + s.out_offset + s.done;
       if (s.kind == Kind::recv) {
@@ -220,6 +227,7 @@ bool Engine::advance(Program& program, Step& s, uint32_t index, Lane* lane) {
     case Kind::reduce:
     case Kind::divide: {
       if (s.kind != Kind::copy) ready -= ready % element;
+      if (traced_ != nullptr && s.done == 0 && (ready > 0 || s.bytes == 0)) [[unlikely]] traced_->began(index);
       const char* a = buffers[s.a_buffer] + s.a_offset + s.done;
       char* out = buffers[s.out_buffer] + s.out_offset + s.done;
       if (s.kind == Kind::copy) {
@@ -266,6 +274,19 @@ bool Engine::check(const Header& header, const Step& step) {
   failure.step = header.step;
   fail(failure);
   return false;
+}
+
+void Engine::start_trace() {
+  std::lock_guard running(run_mutex_);
+  trace_ = std::make_unique<Trace>();
+}
+
+Trace Engine::stop_trace() {
+  std::lock_guard running(run_mutex_);
+  Trace taken = trace_ == nullptr ? Trace() : std::move(*trace_);
+  trace_.reset();
+  std::erase_if(taken, [](const TracedCall& call) { return call.ended_s == 0; });
+  return taken;
 }
 
 // ---------------------------------------------------------------------------------------------------- asynchronous

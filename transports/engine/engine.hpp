@@ -18,6 +18,7 @@
 #include "program.hpp"
 #include "shm_lane.hpp"
 #include "tcp_lane.hpp"
+#include "trace.hpp"
 #include "wire.hpp"
 
 namespace treering {
@@ -94,6 +95,11 @@ class Engine {
   void close();   // GOODBYE to all; idempotent
   void forked();  // in a child process: drops the descriptors without a word
 
+  // From now on every call is noted, until the trace is taken: the calls that ended well since then. Any thread, but
+  // they wait for a call in progress.
+  void start_trace();
+  Trace stop_trace();
+
   // Payload so far, for tests and reports.
   uint64_t bytes_sent() const { return bytes_sent_.load(std::memory_order_relaxed); }
   uint64_t bytes_direct() const { return bytes_direct_.load(std::memory_order_relaxed); }
@@ -138,6 +144,8 @@ class Engine {
   Call call_;  // of the run in progress
   const std::vector<char*>* buffers_ = nullptr;
   std::vector<Lane*> dirty_;
+  std::unique_ptr<Trace> trace_;  // while somebody traces
+  TracedCall* traced_ = nullptr;  // the run in progress, if it is traced
   std::atomic<uint32_t> failed_step_{0};
   std::atomic<uint64_t> bytes_sent_{0}, bytes_direct_{0};  // written by whoever runs a program
 

@@ -155,6 +155,23 @@ nb::dict to_dict(const Call& c) {
   return d;
 }
 
+nb::list stop_trace(Engine& engine) {
+  Trace trace;
+  {
+    nb::gil_scoped_release no_gil;
+    trace = engine.stop_trace();
+  }
+  nb::list calls;
+  for (const TracedCall& call : trace) {
+    nb::list steps;
+    for (const TracedStep& s : call.steps) {
+      steps.append(nb::make_tuple(static_cast<int>(s.kind), s.peer, s.lane, s.bytes, s.began_s, s.ended_s));
+    }
+    calls.append(nb::make_tuple(call.call.seq, call.began_s, call.ended_s, steps));
+  }
+  return calls;
+}
+
 nb::object describe(Engine& engine) {
   Failure f = engine.failure();
   if (f.kind == FailureKind::none) return nb::none();
@@ -268,6 +285,8 @@ NB_MODULE(_engine, m) {
         return PreparedCall{std::move(e), std::move(program), std::move(buffers), timeout_s,
                             std::move(result), std::move(keep), std::move(on_failure)};
       }, "program"_a, "timeout_s"_a, "result"_a.none(), "keep"_a, "on_failure"_a, "buffers"_a)
+      .def("start_trace", &Engine::start_trace, nb::call_guard<nb::gil_scoped_release>())
+      .def("stop_trace", &stop_trace)
       .def("failure", &describe)
       .def("connecting", &Engine::connecting, "peer"_a)
       .def("departed", &Engine::departed, "peer"_a)

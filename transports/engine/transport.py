@@ -28,6 +28,7 @@ from transports.errors import (
 from transports.failures import FailureKind, Names, Reason, exception
 from transports.handshake import Closed
 from transports.program import Program
+from transports.tracing import TracedCall, TracedStep
 
 __all__ = ["EngineTransport"]
 
@@ -102,6 +103,15 @@ class EngineTransport:
 
     def quick_calls(self) -> _QuickCalls:
         return _QuickCalls(self, self._engine)
+
+    def start_trace(self) -> None:
+        self._engine.start_trace()
+
+    def stop_trace(self) -> list[TracedCall]:
+        return [
+            TracedCall(seq, began_s, ended_s, tuple(TracedStep(*step) for step in steps))
+            for seq, began_s, ended_s, steps in self._engine.stop_trace()
+        ]
 
     def message(
         self, sends: bool, peer: int, dtype: int, count: int, nbytes: int, timeout_s: float, data: Buffer
