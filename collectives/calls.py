@@ -9,6 +9,12 @@ Arguments that all of them take:
     out          where the result goes; a C-contiguous, writable array of the right shape and dtype
     algorithm    a name from `collectives.algorithms(collective)`, or "auto"
     timeout_s    how long nothing may move before DeadlineExceeded; the communicator's own limit by default
+Those that reduce also take:
+    op            sum, prod, min, max, mean, and, or, xor
+    reproducible  True: the same bits whatever the size of the array, the algorithm, the transport, the placement and
+                  the number of lanes, as long as the number of ranks is the same. Ranks are then combined in the
+                  canonical order (collectives/verify.py); "auto" chooses among the algorithms that do, and another
+                  one is a ValueError. None: as the communicator was made.
 They raise ValueError or TypeError for wrong arguments before anything is sent, and a CollectiveError when the call
 fails; the communicator is then broken on every rank. `op` is sum, prod, min, max, mean, and, or, xor.
 """
@@ -16,17 +22,20 @@ fails; the communicator is then broken on every rank. `op` is sum, prod, min, ma
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from collectives.plan import COLLECTIVES
 
-__all__ = ["COLLECTIVE_NUMBERS", "QUICK", "Calls", "Request"]
+__all__ = ["COLLECTIVE_NUMBERS", "QUICK", "REPRODUCIBLE", "Calls", "Request"]
 
 QUICK = frozenset({"all_reduce", "reduce", "reduce_scatter", "all_gather", "broadcast", "all_to_all"})
 """The collectives whose calls may be answered by `_quick`."""
 COLLECTIVE_NUMBERS = {name: number for number, name in enumerate(COLLECTIVES)}
+REPRODUCIBLE = "reproducible "
+"""Stands before the name of the algorithm in a call that must be; so it is part of every key that calls are kept by."""
 _ALL_REDUCE, _REDUCE = COLLECTIVE_NUMBERS["all_reduce"], COLLECTIVE_NUMBERS["reduce"]
 _REDUCE_SCATTER, _ALL_GATHER = COLLECTIVE_NUMBERS["reduce_scatter"], COLLECTIVE_NUMBERS["all_gather"]
 _BROADCAST, _ALL_TO_ALL = COLLECTIVE_NUMBERS["broadcast"], COLLECTIVE_NUMBERS["all_to_all"]
@@ -36,7 +45,7 @@ _TOKEN = np.zeros(1, np.uint8)  # what a barrier moves: a byte that nobody looks
 
 
 class Request(NamedTuple):
-    """A call, as the user gave it."""
+    """A call, as the user gave it, but that `algorithm` begins with `REPRODUCIBLE` where that was wanted."""
 
     collective: str
     x: Any
@@ -52,8 +61,10 @@ class Calls:
     """Every collective; a subclass says in `_call` what calling one means.
 
     `_quick` may answer a usual call at once, given the collective's number, x, out, op, root and algorithm; it returns
-    NotImplemented for every other.
+    NotImplemented for every other. `_reproducible` is what calls are that do not say it.
     """
+
+    _reproducible = False
 
     def _call(self, request: Request) -> Any:
         raise NotImplementedError
@@ -63,9 +74,18 @@ class Calls:
         return NotImplemented
 
     def all_reduce(
-        self, x: Any, *, op: str = "sum", out: Any = None, algorithm: str = "auto", timeout_s: float | None = None
+        self,
+        x: Any,
+        *,
+        op: str = "sum",
+        out: Any = None,
+        algorithm: str = "auto",
+        reproducible: bool | None = None,
+        timeout_s: float | None = None,
     ) -> Any:
         """The element-wise combination of every rank's `x`, on every rank. Same shape as `x`."""
+        if reproducible or (reproducible is None and self._reproducible):
+            algorithm = _reproducibly(algorithm)
         if timeout_s is None:
             result = self._quick(_ALL_REDUCE, x, out, op, -1, algorithm)
             if result is not NotImplemented:
@@ -80,9 +100,12 @@ class Calls:
         op: str = "sum",
         out: Any = None,
         algorithm: str = "auto",
+        reproducible: bool | None = None,
         timeout_s: float | None = None,
     ) -> Any:
         """The element-wise combination of every rank's `x`, on `root`; None on the others."""
+        if reproducible or (reproducible is None and self._reproducible):
+            algorithm = _reproducibly(algorithm)
         if timeout_s is None:
             result = self._quick(_REDUCE, x, out, op, root, algorithm)
             if result is not NotImplemented:
@@ -97,12 +120,15 @@ class Calls:
         sizes: Sequence[int] | None = None,
         out: Any = None,
         algorithm: str = "auto",
+        reproducible: bool | None = None,
         timeout_s: float | None = None,
     ) -> Any:
         """The combination of every rank's `x`, split along axis 0: rank r gets its r-th part.
 
         The parts are equal, or have `sizes[r]` rows (the same `sizes` on every rank).
         """
+        if reproducible or (reproducible is None and self._reproducible):
+            algorithm = _reproducibly(algorithm)
         if sizes is None and timeout_s is None:
             result = self._quick(_REDUCE_SCATTER, x, out, op, -1, algorithm)
             if result is not NotImplemented:
@@ -197,3 +223,8 @@ class Calls:
 
 def _tuple(sizes: Sequence[int] | None) -> tuple[int, ...] | None:
     return None if sizes is None else tuple(int(n) for n in sizes)
+
+
+@lru_cache(maxsize=1024)
+def _reproducibly(algorithm: str) -> str:
+    return REPRODUCIBLE + algorithm  # one object for each name: `_quick` knows calls by it

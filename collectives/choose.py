@@ -31,20 +31,36 @@ _NETWORK: _Table = {
     "broadcast": ((64 * _KIB, "binomial"), (_ANY, "two_tree")),
     "reduce": ((64 * _KIB, "binomial"), (_ANY, "two_tree")),
 }
+_SHARED_MEMORY_CANONICAL: _Table = {
+    "all_reduce": ((8 * _KIB, "one_shot"), (32 * _KIB, "recursive_doubling"), (_ANY, "binomial")),
+    "reduce_scatter": ((_ANY, "direct_canonical"),),
+    "reduce": ((_ANY, "binomial"),),
+}
+_NETWORK_CANONICAL: _Table = {
+    "all_reduce": ((_ANY, "recursive_doubling"),),
+    "reduce_scatter": ((_ANY, "direct_canonical"),),
+    "reduce": ((_ANY, "binomial"),),
+}
 _MANY_RANKS = 16  # from here on a link to everybody costs more memory and time than it saves, in shared memory too
 _ONLY = {"gather": "direct", "scatter": "direct", "all_to_all": "direct", "barrier": "dissemination"}
 
 
 @lru_cache(maxsize=4096)
-def choose(collective: str, nbytes: int, size: int, hosts: Hosts, shared_memory: bool = True) -> str:
+def choose(
+    collective: str, nbytes: int, size: int, hosts: Hosts, shared_memory: bool = True, *, reproducible: bool = False
+) -> str:
     """The name of the algorithm for an array of `nbytes` in all, among `size` ranks on these hosts.
 
-    `shared_memory`: whether ranks on one host are linked by it. The same on every rank, as all inputs are.
+    `shared_memory`: whether ranks on one host are linked by it. `reproducible`: only among those that combine in the
+    canonical order. The same on every rank, as all inputs are.
     """
+    near = shared_memory and len(hosts) == 1 and size < _MANY_RANKS
+    if reproducible:
+        table = _SHARED_MEMORY_CANONICAL if near else _NETWORK_CANONICAL
+        return next(name for limit, name in table[collective] if nbytes <= limit)
     if collective in _ONLY:
         return _ONLY[collective]
     if 1 < len(hosts) < size:
         return "hierarchical"
-    near = shared_memory and len(hosts) == 1 and size < _MANY_RANKS
     table = _SHARED_MEMORY if near else _NETWORK
     return next(name for limit, name in table[collective] if nbytes <= limit)

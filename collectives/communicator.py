@@ -46,12 +46,13 @@ class Communicator(Calls):
         *,
         timeout_s: float = 60.0,
         lanes: int = 1,
+        reproducible: bool = False,
         found: str = "",
         on_close: Callable[[], None] | None = None,
         on_fork: Callable[[], None] | None = None,
     ) -> None:
         self.rank, self.size, self.hosts = transport.rank, transport.size, transport.hosts
-        self._timeout_s = timeout_s
+        self._timeout_s, self._reproducible = timeout_s, reproducible
         self._transport, self._names, self._lanes, self._found = transport, names, lanes, found
         self._shared_memory = transport.shared_memory
         self._on_close, self._on_fork = on_close, on_fork
@@ -68,8 +69,8 @@ class Communicator(Calls):
         # One that is dropped, or still there when the process ends, says goodbye all the same: the peers can tell an
         # end from a crash. Calls in progress end before their arrays go.
         self._let_go = weakref.finalize(self, _let_go, transport, on_close)
-        self.prepare = _Prepared(self)
-        self._started = _StartedCalls(self)
+        self.prepare = _Prepared(self, reproducible)
+        self._started = _StartedCalls(self, reproducible)
 
     @property
     def transport(self) -> str:
@@ -278,8 +279,9 @@ class Communicator(Calls):
         self._check_open()
         transport = self._transport.split(name, members, list(members).index(self.rank))
         child = Communicator(
-            transport, self._names, timeout_s=self.timeout_s, lanes=self._lanes, found=f"split of {self._found}"
-        )
+            transport, self._names, timeout_s=self.timeout_s, lanes=self._lanes, reproducible=self._reproducible,
+            found=f"split of {self._found}",
+        )  # fmt: skip
         child._parent = self
         self._children.add(child)
         return child
@@ -357,8 +359,8 @@ class _Resolved(NamedTuple):
 class _StartedCalls(Calls):
     """Calls that return a Work."""
 
-    def __init__(self, owner: Communicator) -> None:
-        self._owner = weakref.ref(owner)
+    def __init__(self, owner: Communicator, reproducible: bool) -> None:
+        self._owner, self._reproducible = weakref.ref(owner), reproducible
 
     def _call(self, request: Request) -> Work:
         owner = self._owner()
@@ -369,8 +371,8 @@ class _StartedCalls(Calls):
 class _Prepared(Calls):
     """Calls that return a function: everything is resolved once, and each `function()` only runs."""
 
-    def __init__(self, owner: Communicator) -> None:
-        self._owner = weakref.ref(owner)
+    def __init__(self, owner: Communicator, reproducible: bool) -> None:
+        self._owner, self._reproducible = weakref.ref(owner), reproducible
 
     def _call(self, request: Request) -> Callable[[], Any]:
         owner = self._owner()

@@ -18,10 +18,13 @@ _TRANSPORTS = ("auto", "shm", "tcp")
 _open: weakref.WeakSet[Communicator] = weakref.WeakSet()
 
 
-def connect_threads(size: int, *, hosts: Hosts | None = None, timeout_s: float = 60.0) -> list[Communicator]:
+def connect_threads(
+    size: int, *, hosts: Hosts | None = None, reproducible: bool = False, timeout_s: float = 60.0
+) -> list[Communicator]:
     """One communicator for each of `size` ranks of this process; every rank is used from a thread of its own.
 
-    For tests and for learning: the executor is plain Python. `hosts` pretends that the ranks are on several hosts.
+    For tests and for learning: the executor is plain Python. `hosts` pretends that the ranks are on several hosts;
+    `reproducible` is as for `connect`.
     """
     if size < 1:
         raise ValueError(f"size={size}: there must be at least one rank")
@@ -29,7 +32,7 @@ def connect_threads(size: int, *, hosts: Hosts | None = None, timeout_s: float =
         raise ValueError(f"hosts={hosts} must hold each rank of range({size}) once")
     names = _names()
     return [
-        Communicator(transport, names, timeout_s=timeout_s, found="connect_threads")
+        Communicator(transport, names, timeout_s=timeout_s, reproducible=reproducible, found="connect_threads")
         for transport in inproc.connect_threads(size, names, hosts)
     ]
 
@@ -44,6 +47,7 @@ def connect(
     transport: str = "auto",
     lanes: int = 1,
     ring_bytes: int = 256 << 10,
+    reproducible: bool = False,
     timeout_s: float = 60.0,
     join_timeout_s: float = 60.0,
 ) -> Communicator:
@@ -59,6 +63,8 @@ def connect(
     transport        "auto": shared memory within a host, TCP between hosts; "shm", "tcp": that one only
     lanes            TCP connections and rings per peer over which a large message is spread
     ring_bytes       memory of one direction of a shared-memory lane, a power of two, at least 4096
+    reproducible     calls that reduce give the same bits whatever the size of the array, algorithm, transport,
+                     placement and lanes, unless they say reproducible=False (collectives/calls.py)
     timeout_s        how long nothing may move in a call before DeadlineExceeded
     join_timeout_s   how long to wait for the other ranks here
 
@@ -85,7 +91,7 @@ def connect(
         endpoint.close()
         raise
     communicator = Communicator(
-        engine, names, timeout_s=timeout_s, lanes=lanes, found=launch.found,
+        engine, names, timeout_s=timeout_s, lanes=lanes, reproducible=reproducible, found=launch.found,
         on_close=endpoint.close, on_fork=endpoint.drop_after_fork,
     )  # fmt: skip
     _open.add(communicator)

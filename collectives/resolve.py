@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 from collectives.buffers import ArrayView, check_op, empty, view
-from collectives.calls import COLLECTIVE_NUMBERS, Request
+from collectives.calls import COLLECTIVE_NUMBERS, REPRODUCIBLE, Request
 from collectives.choose import choose
 from collectives.lower import ArrayLayout, lower
-from collectives.plan import COLLECTIVES, Hosts, plan
-from collectives.verify import verify
+from collectives.plan import COLLECTIVES, Hosts, Plan, algorithms, plan
+from collectives.verify import PlanError, verify
 from transports.failures import Names
 from transports.program import DTYPES, OPS, Action, Call, Kind, Place, Program, build
 
@@ -22,7 +23,7 @@ __all__ = ["Operands", "check_apart", "make_program", "operands", "overlap"]
 
 _REDUCING = frozenset({"all_reduce", "reduce", "reduce_scatter"})
 _ALIGN_BYTES = 64
-_proved: set[object] = set()
+_proof = lru_cache(maxsize=256)(verify)
 
 
 class Operands(NamedTuple):
@@ -150,21 +151,14 @@ def make_program(
     lanes: int,
     shared_memory: bool,
 ) -> Program:
-    """The program of a call on these arrays (one, or a list's). Proves the plan first if it is a user's own.
+    """The program of a call on these arrays (one, or a list's). Proves the plan first where that is needed.
 
     Buffers of the program: for array i, 2i is its input and 2i + 1 its result; the last one is scratch.
     """
     name = request.collective
     total_bytes = sum(_whole(name, a.blocks, size) * a.model.item_bytes for a in arrays)
-    algorithm = request.algorithm
-    if algorithm == "auto":
-        algorithm = choose(name, total_bytes, size, hosts, shared_memory)
     root = request.root if COLLECTIVES[name].rooted else 0
-    the_plan = plan(name, algorithm, size, root, hosts if len(hosts) > 1 else None)
-    if not the_plan.builtin and the_plan not in _proved:
-        verify(the_plan)
-        _proved.add(the_plan)
-
+    the_plan = _plan(request, total_bytes, size, root, hosts, shared_memory)
     actions: list[Action] = []
     scratch_buffer, scratch_bytes = 2 * len(arrays), 0
     for i, array in enumerate(arrays):
@@ -177,11 +171,38 @@ def make_program(
         more, used = lower(the_plan, rank, layout, stripes=lanes)
         actions += more
         scratch_bytes += used
-    call = _fingerprint(request, arrays, size, root, names.algorithm(algorithm))
+    call = _fingerprint(request, arrays, size, root, names.algorithm(the_plan.algorithm))
     return build(
         actions, call, buffers=scratch_buffer + 1, scratch_bytes=scratch_bytes,
         divisor=size if request.op == "mean" else 1,
     )  # fmt: skip
+
+
+def _plan(request: Request, total_bytes: int, size: int, root: int, hosts: Hosts, shared_memory: bool) -> Plan:
+    """The plan of a call. A user's own is proved before it runs, and a named one that must be canonical as well."""
+    name, algorithm = request.collective, request.algorithm.removeprefix(REPRODUCIBLE)
+    reproducible, chosen = algorithm != request.algorithm, algorithm == "auto"
+    if chosen:
+        algorithm = choose(name, total_bytes, size, hosts, shared_memory, reproducible=reproducible)
+
+    def planned(algorithm: str) -> Plan:
+        return plan(name, algorithm, size, root, hosts if len(hosts) > 1 else None)
+
+    def canonical(algorithm: str) -> bool:
+        try:
+            return _proof(planned(algorithm)).order == "canonical"
+        except PlanError:
+            return False
+
+    the_plan = planned(algorithm)
+    if not the_plan.builtin:
+        _proof(the_plan)
+    if reproducible and not chosen and not canonical(algorithm):
+        raise ValueError(
+            f"reproducible=True needs an algorithm that combines the ranks in the canonical order, which {name} "
+            f"{algorithm!r} does not on {size} ranks; these do: {', '.join(filter(canonical, algorithms(name)))}"
+        )
+    return the_plan
 
 
 def _whole(collective: str, blocks: tuple[int, ...], size: int) -> int:

@@ -7,12 +7,37 @@ to 0 --> 2, 4 --> 6             get it, from the neighbour that they are paired 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from collectives.algorithms.fold import at, position, positions
 from collectives.plan import Recv, RecvReduce, Send, Steps, algorithm
 
 
+@algorithm("all_reduce", "binomial", chunks=2, lanes=2)
+def all_reduce(rank: int, size: int) -> Steps:
+    """Up a tree and down again, one half of the array by way of the first rank, the other by way of the last.
+
+        half 0, lane 0:   0 <-- 1, 2 <-- 3, then 0 <-- 2; and back
+        half 1, lane 1:   1 <-- 0, 3 <-- 2, then 3 <-- 1; and back
+
+    rounds: 2*L
+    sent <= (L+2)/2
+    Wins for large arrays and few ranks on shared memory where the order must be canonical: the data streams,
+    and no spare memory is needed.
+    Source: the classic tree; two of them at once after Sanders, Speck and Träff (Parallel Computing 35(12),
+    2009).
+    """
+    roots = (0, size - 1)
+    for half, root in enumerate(roots):
+        for step in reduce(rank, size, root):
+            yield step._replace(chunk=half, lane=half)
+    for half, root in enumerate(roots):
+        for step in broadcast(rank, size, root):
+            yield step._replace(chunk=half, lane=half)
+
+
 @algorithm("broadcast", "binomial")
-def broadcast(rank: int, size: int, root: int) -> Steps:
+def broadcast(rank: int, size: int, root: int) -> Iterator[Send | Recv]:
     """Down the tree; the drawing is at the head of this file.
 
     rounds <= L
@@ -29,7 +54,7 @@ def broadcast(rank: int, size: int, root: int) -> Steps:
 
 
 @algorithm("reduce", "binomial")
-def reduce(rank: int, size: int, root: int) -> Steps:
+def reduce(rank: int, size: int, root: int) -> Iterator[Send | RecvReduce]:
     """Up the tree: neighbours are combined first, in rank order, so the order is canonical for every root.
 
     rounds: L

@@ -6,6 +6,9 @@ groups.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import count
+
 from collectives.algorithms.fold import Tree, canonical_tree, members
 from collectives.plan import Copy, Recv, RecvReduce, Reduce, Send, Steps, algorithm
 
@@ -49,25 +52,24 @@ def one_shot(rank: int, size: int) -> Steps:
     """
     for i in range(1, size):
         yield Send((rank + i) % size, 0)
-    yield from _combine(rank, canonical_tree(size), [0])
+    yield from _combine(rank, canonical_tree(size), 0, count(1))
 
 
-def _combine(rank: int, tree: Tree, spare: list[int]) -> Steps:
-    """Chunk 0, this rank's own, becomes the value of a subtree that contains the rank."""
+def _combine(rank: int, tree: Tree, chunk: int, spare: Iterator[int]) -> Steps:
+    """The chunk, this rank's own, becomes the value of a subtree that contains the rank."""
     if isinstance(tree, int):
         return
     left, right = tree
     if rank in members(left):
-        yield from _combine(rank, left, spare)
-        yield from _add(right, 0, spare)
+        yield from _combine(rank, left, chunk, spare)
+        yield from _add(right, chunk, spare)
     else:
-        yield from _combine(rank, right, spare)
-        spare[0] += 1
-        yield from _fetch(left, taken := spare[0], spare)
-        yield Reduce(taken, 0, target_first=False)
+        yield from _combine(rank, right, chunk, spare)
+        yield from _fetch(left, taken := next(spare), spare)
+        yield Reduce(taken, chunk, target_first=False)
 
 
-def _fetch(tree: Tree, into: int, spare: list[int]) -> Steps:
+def _fetch(tree: Tree, into: int, spare: Iterator[int]) -> Steps:
     """Chunk `into` becomes the value of a subtree that other ranks send."""
     if isinstance(tree, int):
         yield Recv(tree, into)
@@ -76,13 +78,12 @@ def _fetch(tree: Tree, into: int, spare: list[int]) -> Steps:
         yield from _add(tree[1], into, spare)
 
 
-def _add(tree: Tree, into: int, spare: list[int]) -> Steps:
+def _add(tree: Tree, into: int, spare: Iterator[int]) -> Steps:
     """Chunk `into` gets the value of a subtree that other ranks send, as the right operand."""
     if isinstance(tree, int):
         yield RecvReduce(tree, into)
     else:
-        spare[0] += 1
-        yield from _fetch(tree, taken := spare[0], spare)
+        yield from _fetch(tree, taken := next(spare), spare)
         yield Reduce(taken, into)
 
 
@@ -105,6 +106,26 @@ def reduce_scatter(rank: int, size: int) -> Steps:
     for i in range(1, size):
         peer = (rank - i) % size
         yield RecvReduce(peer, rank, local_first=rank < peer)
+
+
+@algorithm("reduce_scatter", "direct_canonical")
+def reduce_scatter_canonical(rank: int, size: int) -> Steps:
+    """Block b of every rank goes straight to rank b, which combines the ranks in the canonical order.
+
+        0 1 2 3
+        |\\|X|/|       the same messages as direct; rank 0 of 4:  own + x1;  spare = x2, + x3;  own + spare
+        a b c d
+
+    rounds <= 3
+    sent: (n-1)/n
+    Wins on shared memory where the bits must not depend on anything but the data; spare memory makes it a
+    little slower than direct.
+    Source: the pairwise exchange of Thakur, Rabenseifner and Gropp (IJHPCA 19(1), 2005).
+    """
+    for i in range(1, size):
+        peer = (rank + i) % size
+        yield Send(peer, peer)
+    yield from _combine(rank, canonical_tree(size), rank, count(size + rank, size))
 
 
 @algorithm("all_gather", "direct")

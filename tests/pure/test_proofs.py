@@ -81,8 +81,10 @@ def test_every_docstring_states_rounds_and_bytes(collective: str, name: str) -> 
 CANONICAL = {
     ("all_reduce", "one_shot"): range(1, 65),
     ("all_reduce", "recursive_doubling"): range(1, 65),
+    ("all_reduce", "binomial"): range(1, 65),
     ("all_reduce", "halving_doubling"): (1, 2, 4, 8, 16, 32, 64),
     ("reduce", "binomial"): range(1, 65),
+    ("reduce_scatter", "direct_canonical"): range(1, 65),
 }
 
 
