@@ -13,6 +13,7 @@ import threading
 from collections.abc import Sequence
 
 from . import local, options
+from .emulate import command as emulate_command
 from .options import Options
 
 COMMANDS = ("bench",)
@@ -23,12 +24,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     named = bool(given) and given[0] in COMMANDS
     if named:
         given = given[1:]
-    chosen = options.parse(given, "treering bench" if named else "python -m bench")
+    prog = "treering bench" if named else "python -m bench"
     try:
+        if given and given[0] == "cluster":
+            return emulate_command.main(given[1:], f"{prog} cluster")
+        chosen = options.parse(given, prog)
         if chosen.transport == "inproc":
             return _run_threads(chosen, given)
         if chosen.ranks is not None:
-            return local.run_ranks(chosen.ranks, _without_ranks(given))
+            return local.run_bench(chosen.ranks, _without_ranks(given))
         return _run_rank(chosen, given)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT

