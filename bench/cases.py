@@ -62,6 +62,7 @@ class What(NamedTuple):
     algorithm: str
     library: str
     prepared: bool
+    reproducible: bool = False
 
 
 def whole_elems(collective: str, size_bytes: int, dtype: str, size: int) -> int:
@@ -109,6 +110,7 @@ class Case:
         options: dict[str, Any] = {} if what.algorithm == "auto" else {"algorithm": what.algorithm}
         if COLLECTIVES[what.collective].reduces:
             options["op"] = what.op
+            options["reproducible"] = what.reproducible
         if COLLECTIVES[what.collective].rooted:
             options["root"] = what.root
         positional: list[Any] = []

@@ -158,18 +158,19 @@ class Entrant(NamedTuple):
     name: str
     measure: Callable[[Command], Timing]
     algorithm: str = ""
+    reproducible: bool = False
 
 
 def compare_size(elems: int, entrants: Sequence[Entrant], tell: Callable[[str], None]) -> dict[str, float]:
     """Median microseconds by entrant for one size, in alternating rounds; `tell` hears what is going on."""
     plans: dict[str, Command] = {}
-    for name, measure, algorithm in entrants:
-        pilot = measure(Command(elems, 2, 3, algorithm))
+    for name, measure, algorithm, reproducible in entrants:
+        pilot = measure(Command(elems, 2, 3, algorithm, reproducible))
         iterations = int(min(max(ROUND_US / max(pilot.mean_us, 0.1), 5), 20_000))
-        plans[name] = Command(elems, min(iterations // 5, 100), iterations, algorithm)
+        plans[name] = Command(elems, min(iterations // 5, 100), iterations, algorithm, reproducible)
     taken: dict[str, list[float]] = {entrant.name: [] for entrant in entrants}
     for number in range(ROUNDS):
-        for name, measure, _ in entrants:
+        for name, measure, _, _ in entrants:
             tell(f"round {number + 1} of {ROUNDS}: {name}")
             taken[name].append(measure(plans[name]).median_us)
     return {name: statistics.median(figures) for name, figures in taken.items()}

@@ -51,6 +51,7 @@ def report(
                 "size": row.size_bytes,
                 "algorithm": row.algorithm,
                 "ours_us": row.ours_us,
+                **({} if row.plain_us is None else {"plain_us": row.plain_us}),
                 **{f"{name}_us": us for name, us in row.contenders_us.items()},
             }
             for row in compared

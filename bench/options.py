@@ -37,6 +37,7 @@ class Options(NamedTuple):
     transport: str
     library: str
     prepared: bool
+    reproducible: bool
     contenders: tuple[str, ...]
     pythons: tuple[str, ...]  # one for each contender
     timeout_s: float
@@ -119,6 +120,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
     )
     flag("--array", choices=LIBRARIES, default="numpy", help="whose arrays are passed (numpy)")
     flag("--prepared", action="store_true", help="resolve each call once, then repeat it")
+    flag("--reproducible", action="store_true", help="calls with the same bits whatever the size, and what that costs")
     flag("--compare", default="", metavar="NAME[,NAME]", help=f"measure beside {', '.join(compare.NAMES)}")
     for name in compare.NAMES:
         flag(f"--{name}-python", default=None, metavar="PYTHON", help=f"the Python that has {name}")
@@ -154,8 +156,13 @@ def parse(argv: Sequence[str], prog: str) -> Options:
         contenders = _names(made, "--compare", given.compare, compare.NAMES)
     reductions = _reductions(made, collective, given.datatype, given.op)
     first_dtype, first_op = reductions[0]
-    if contenders and (len(reductions) > 1 or given.root < 0):
-        made.error("--compare measures one data type, one op and one root at a time")
+    if given.reproducible and not COLLECTIVES[collective].reduces:
+        made.error(f"--reproducible is about collectives that reduce, which {collective} does not")
+    if given.reproducible and given.algorithm == "all":
+        made.error("--reproducible takes auto, or the names of algorithms whose order is canonical")
+    beside = "--compare" if contenders else "--reproducible" if given.reproducible else ""
+    if beside and (len(reductions) > 1 or given.root < 0):
+        made.error(f"{beside} measures one data type, one op and one root at a time")
     pythons: list[str] = []
     for name in contenders:
         try:
@@ -183,6 +190,7 @@ def parse(argv: Sequence[str], prog: str) -> Options:
         transport=given.transport,
         library=given.array,
         prepared=given.prepared,
+        reproducible=given.reproducible,
         contenders=contenders,
         pythons=tuple(pythons),
         timeout_s=given.timeout,

@@ -53,7 +53,7 @@ class Session:
         if self.speaks and self.recorder and self.options.trace_path:
             self.recorder.write(self.options.trace_path)
             self._say(f"# trace written to {self.options.trace_path}")
-        compared = self._compare() if self.options.contenders else None
+        compared = self._compare() if self.options.contenders or self.options.reproducible else None
         if self.speaks and self.options.json_path:
             jsonfile.write(
                 self.options.json_path,
@@ -80,7 +80,7 @@ class Session:
                 for size_bytes in options.sizes():
                     for algorithm in options.algorithms:
                         self._tell(f"{size_bytes} B {algorithm}")
-                        what = self._what(dtype, op, root, algorithm)
+                        what = self._what(dtype, op, root, algorithm, options.reproducible)
                         row = measure_row(
                             self.comm,
                             what,
@@ -98,24 +98,24 @@ class Session:
     def _every_root(self) -> bool:
         return self.options.collective in ("broadcast", "reduce", "gather", "scatter") and self.options.root < 0
 
-    def _what(self, dtype: str, op: str, root: int, algorithm: str) -> What:
+    def _what(self, dtype: str, op: str, root: int, algorithm: str, reproducible: bool) -> What:
         options = self.options
-        return What(options.collective, dtype, op, root, algorithm, options.library, options.prepared)
+        return What(options.collective, dtype, op, root, algorithm, options.library, options.prepared, reproducible)
 
     # The comparison. Rank 0 conducts; the others sleep on a socket, not in a collective, until they are told.
 
     def _compare(self) -> list[Compared]:
         conductor = Conductor() if self.speaks else None
         path = exchange(self.comm, conductor.path if conductor else "")[0]
-        cases: dict[tuple[int, str], Case] = {}
+        cases: dict[tuple[int, str, bool], Case] = {}
 
         def measure(command: Command) -> Timing:
-            key = command.elems, command.algorithm
+            key = command.elems, command.algorithm, command.reproducible
             if key not in cases:
-                if any(elems != command.elems for elems, _ in cases):
+                if any(elems != command.elems for elems, _, _ in cases):
                     cases.clear()
                 dtype, op = self.options.reductions[0]
-                what = self._what(dtype, op, self.options.root, command.algorithm)
+                what = self._what(dtype, op, self.options.root, command.algorithm, command.reproducible)
                 cases[key] = Case(self.comm, what, command.elems, in_place=True)
             return time_calls(cases[key].call, self.comm.barrier, command.warmup, command.iterations)
 
@@ -132,28 +132,34 @@ class Session:
                 places = around.commands if around else None
                 contenders.append(compare.Contender(name, compare.Path(python), self._settings(), environment, places))
             together = functools.partial(conductor.measure, own=measure)
-            ours = [compare.Entrant(name, together, name) for name in self.options.algorithms]
+            reproducible = self.options.reproducible
+            ours = [compare.Entrant(name, together, name, reproducible) for name in self.options.algorithms]
+            plain = compare.Entrant(table.PLAIN, together, "auto") if reproducible else None
             theirs = [compare.Entrant(contender.name, contender.measure) for contender in contenders]
-            return self._compare_table(ours, theirs)
+            return self._compare_table(ours, plain, theirs)
         finally:
             conductor.close()
             for contender in contenders:
                 contender.close()
 
-    def _compare_table(self, ours: Sequence[compare.Entrant], theirs: Sequence[compare.Entrant]) -> list[Compared]:
+    def _compare_table(
+        self, ours: Sequence[compare.Entrant], plain: compare.Entrant | None, theirs: Sequence[compare.Entrant]
+    ) -> list[Compared]:
         options, (dtype, _) = self.options, self.options.reductions[0]
-        self._say(table.compare_header([entrant.name for entrant in theirs], self.named))
+        self._say(table.compare_header([entrant.name for entrant in theirs], self.named, plain is not None))
+        entrants = [*ours, *([plain] if plain else ()), *theirs]
         compared: list[Compared] = []
         for size_bytes in options.sizes():
             elems = whole_elems(options.collective, size_bytes, dtype, self.comm.size)
             whole_bytes = elems * storage_dtype(dtype).itemsize
-            taken_us = compare.compare_size(elems, [*ours, *theirs], self._teller(f"{whole_bytes} B, "))
+            taken_us = compare.compare_size(elems, entrants, self._teller(f"{whole_bytes} B, "))
             for entrant in ours:
                 row = Compared(
                     whole_bytes,
                     entrant.algorithm,
                     taken_us[entrant.name],
-                    {name: taken_us[name] for name, _, _ in theirs},
+                    {entrant.name: taken_us[entrant.name] for entrant in theirs},
+                    taken_us[plain.name] if plain else None,
                 )
                 compared.append(row)
                 self._say(table.compare_line(row, self.named))
@@ -182,13 +188,14 @@ class Session:
         step = options.step_factor if options.step_factor > 1 else options.step_bytes
         unit = "factor" if options.step_factor > 1 else "bytes"
         prepared = " prepared" if options.prepared else ""
+        reproducible = " reproducible" if options.reproducible else ""
         sizes = f"minBytes {options.minimum_bytes} maxBytes {options.maximum_bytes} step: {step}({unit})"
         loop = f"warmup iters: {options.warmup} iters: {options.iterations} validation: {options.checks}"
         names = ",".join(options.algorithms)
         lines = [
             f"# Collective test starting: {options.collective}",
             f"# nRanks {self.comm.size} {sizes} {loop}",
-            f"# algorithm {names} transport {options.transport} array {options.library}{prepared}",
+            f"# algorithm {names} transport {options.transport} array {options.library}{prepared}{reproducible}",
             *([f"# {self.surroundings.text}"] if self.surroundings else []),
             "#",
             "# Using ranks",
@@ -224,6 +231,7 @@ class Session:
             "transport": options.transport,
             "array": options.library,
             "prepared": options.prepared,
+            "reproducible": options.reproducible,
             **({"cluster": self.surroundings.config} if self.surroundings else {}),
         }
 

@@ -21,6 +21,10 @@ TYPE_NAMES = {
 OP_NAMES = {"mean": "avg"}
 
 
+PLAIN = "plain"
+"""What the column of our own calls without reproducible=True is called, beside those with."""
+
+
 class Measured(NamedTuple):
     """One half of a row."""
 
@@ -43,12 +47,21 @@ class Row(NamedTuple):
 
 
 class Compared(NamedTuple):
-    """Microseconds of one size, in place, the median of the rounds; the contenders by name."""
+    """Microseconds of one size, in place, the median of the rounds; the contenders by name.
+
+    `plain_us` is what the same call takes without reproducible=True, where that was measured too.
+    """
 
     size_bytes: int
     algorithm: str
     ours_us: float
     contenders_us: dict[str, float]
+    plain_us: float | None = None
+
+    @property
+    def price(self) -> float | None:
+        """How many times longer a reproducible call takes."""
+        return None if self.plain_us is None else faster(self.plain_us, self.ours_us)
 
 
 def shrink(value: float, width: int) -> str:
@@ -119,17 +132,21 @@ def faster(ours_us: float, theirs_us: float) -> float:
     return theirs_us / ours_us if ours_us > 0 else math.inf
 
 
-def compare_header(contenders: Sequence[str], with_algorithm: bool) -> str:
-    times = "".join(f"  {name:>9}" for name in ("ours", *contenders))
+def compare_header(contenders: Sequence[str], with_algorithm: bool, with_price: bool = False) -> str:
+    times = "".join(f"  {name:>9}" for name in ("ours", *((PLAIN,) if with_price else ()), *contenders))
+    price = f"  {'price':>9}" if with_price else ""
     ratios = "".join(f"  {name:>9}" for name in contenders)
-    spans = f"# {'':>10}" + f"{'time in place (us)':>{len(times)}}" + f"{'x faster than':>{len(ratios)}}"
-    names = f"# {'size':>10}" + times + ratios + ("  algorithm" if with_algorithm else "")
-    return f"{spans}\n{names}"
+    spans = f"# {'':>10}" + f"{'time in place (us)':>{len(times)}}" + " " * len(price)
+    spans += f"{'x faster than':>{len(ratios)}}" if ratios else ""
+    names = f"# {'size':>10}" + times + price + ratios + ("  algorithm" if with_algorithm else "")
+    return f"{spans.rstrip()}\n{names}"
 
 
 def compare_line(row: Compared, with_algorithm: bool) -> str:
     theirs = list(row.contenders_us.values())
-    text = f"{row.size_bytes:>12}" + "".join(f"  {shrink(us, 9):>9}" for us in (row.ours_us, *theirs))
+    plain = () if row.plain_us is None else (row.plain_us,)
+    text = f"{row.size_bytes:>12}" + "".join(f"  {shrink(us, 9):>9}" for us in (row.ours_us, *plain, *theirs))
+    text += "" if row.price is None else f"  {shrink(row.price, 9):>9}"
     text += "".join(f"  {shrink(faster(row.ours_us, us), 9):>9}" for us in theirs)
     return f"{text}  {row.algorithm}" if with_algorithm else text
 
@@ -139,15 +156,22 @@ def geometric_mean(values: Sequence[float]) -> float:
 
 
 def compare_footer(rows: Sequence[Compared]) -> str:
-    """Per algorithm and contender: how many times faster in the geometric mean, and where it is the least."""
+    """Per algorithm: what reproducible calls cost, and how many times faster than each contender it is; the
+    geometric mean, and where it is the worst."""
     lines: list[str] = []
     algorithms = dict.fromkeys(row.algorithm for row in rows)
     for algorithm in algorithms:
         mine = [row for row in rows if row.algorithm == algorithm]
+        prefix = f"{algorithm}, " if len(algorithms) > 1 else ""
+        prices = [(row.price, row.size_bytes) for row in mine if row.price is not None]
+        if prices:
+            mean, (most, at) = geometric_mean([price for price, _ in prices]), max(prices)
+            lines.append(
+                f"# {prefix + 'price of reproducible':<21} : {mean:.2f} geometric mean, {most:.2f} at most (at {at} B)"
+            )
         for name in mine[0].contenders_us:
             ratios = [faster(row.ours_us, row.contenders_us[name]) for row in mine]
             least = min(range(len(ratios)), key=ratios.__getitem__)
-            prefix = f"{algorithm}, " if len(algorithms) > 1 else ""
             lines.append(
                 f"# {prefix + 'x faster than ' + name:<21} : {geometric_mean(ratios):.2f} geometric mean, "
                 f"{ratios[least]:.2f} at least (at {mine[least].size_bytes} B)"

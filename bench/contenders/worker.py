@@ -41,6 +41,7 @@ class Command(NamedTuple):
     warmup: int
     iterations: int
     algorithm: str  # of ours; the contenders choose theirs themselves
+    reproducible: bool = False  # ours
 
 
 class Timing(NamedTuple):

@@ -146,6 +146,15 @@ def test_comparison_and_json(tmp_path: Path) -> None:
     assert str(path) in text
 
 
+def test_the_price_of_reproducible_calls_stands_beside_them(tmp_path: Path) -> None:
+    path = tmp_path / "out.json"
+    text = bench("all_reduce", "--ranks", "2", "-b", "1K", "-e", "1K", "-n", "3", "--reproducible", "-J", str(path))
+    document: dict[str, Any] = json.loads(path.read_text())
+    assert document["config"]["reproducible"] is True
+    assert [set(entry) for entry in document["compare"]] == [{"size", "algorithm", "ours_us", "plain_us"}]
+    assert "# price of reproducible : " in text
+
+
 def test_a_wrong_command_line_starts_nothing() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "bench", "all_reduce", "--ranks", "2", "--algorithm", "rink"],

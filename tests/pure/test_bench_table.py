@@ -119,6 +119,19 @@ def test_footer_has_a_line_for_each_of_several_algorithms() -> None:
     assert "#   direct             : 0.0013" in text
 
 
+def test_the_price_of_reproducible_calls_is_how_many_times_longer_they_take() -> None:
+    rows = [
+        Compared(16, "auto", 2.0, {"gloo": 200.0}, plain_us=1.0),
+        Compared(64, "auto", 10.0, {"gloo": 40.0}, plain_us=20.0),
+    ]
+    names = compare_header(["gloo"], False, with_price=True).split("\n")[1]
+    assert names.split() == ["#", "size", "ours", "plain", "gloo", "price", "gloo"]
+    assert compare_line(rows[0], False).split() == ["16", "2.00", "1.00", "200.00", "2.00", "100.00"]
+    assert len(compare_line(rows[0], False)) == len(names)
+    footer = compare_footer(rows).split("\n")[0]
+    assert footer == "# price of reproducible : 1.00 geometric mean, 2.00 at most (at 16 B)"
+
+
 def test_comparison_gives_times_and_how_many_times_faster() -> None:
     rows = [
         Compared(16, "auto", 2.0, {"gloo": 200.0, "mpich": 1.0}),
