@@ -27,6 +27,7 @@ from collectives import algorithms as _builtin  # noqa: E402  (registers them)
 from collectives.choose import choose  # noqa: E402
 from collectives.communicator import Communicator  # noqa: E402
 from collectives.connect import connect, connect_threads  # noqa: E402
+from collectives.measurement import Measurement  # noqa: E402
 from collectives.plan import (  # noqa: E402
     Copy,
     Plan,
@@ -61,6 +62,7 @@ __all__ = [
     "CommunicatorBroken",
     "Copy",
     "DeadlineExceeded",
+    "Measurement",
     "MismatchError",
     "PeerLostError",
     "Plan",

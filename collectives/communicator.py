@@ -13,6 +13,9 @@ import numpy as np
 
 from collectives.buffers import ArrayView, view
 from collectives.calls import COLLECTIVE_NUMBERS, QUICK, Calls, Request
+from collectives.measure import measure
+from collectives.measurement import Measurement
+from collectives.pairs import Groups
 from collectives.resolve import Operands, check_apart, make_program, operands, overlap
 from collectives.work import Work
 from transports.base import Started, Transport
@@ -285,6 +288,20 @@ class Communicator(Calls):
         child._parent = self
         self._children.add(child)
         return child
+
+    # ---------------------------------------------------------------- the machines
+
+    def measure(
+        self, budget_s: float = 3.0, *, groups: Groups | None = None, levels: Sequence[str] | None = None
+    ) -> Measurement:
+        """Measures latency and bandwidth between ranks by pair class, in about `budget_s` seconds. All ranks call it.
+
+        Classes are by host, and by NUMA node where ranks are bound to different ones; or by `groups`, nested tuples of
+        ranks, with the names of the `levels`, outermost first: (((0, 1), (2, 3)), ((4, 5), (6, 7))) with
+        ("rack", "host"). Every rank gets the same result, which rank 0 keeps in the user's cache (cache.py).
+        Raises ValueError for a budget that is not above 0, or groups that do not hold each rank once.
+        """
+        return measure(self, self._transport, self._names, budget_s=budget_s, groups=groups, levels=levels)
 
     # ---------------------------------------------------------------- memory and life
 
