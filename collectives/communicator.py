@@ -15,9 +15,9 @@ from collectives.buffers import ArrayView, view
 from collectives.calls import COLLECTIVE_NUMBERS, QUICK, Calls, Request
 from collectives.measure import measure
 from collectives.measurement import Measurement
-from collectives.pairs import Groups
 from collectives.resolve import Operands, check_apart, make_program, operands, overlap
 from collectives.work import Work
+from topology.cluster import Groups
 from transports.base import Started, Transport
 from transports.errors import CommunicatorBroken
 from transports.failures import Names

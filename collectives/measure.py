@@ -1,9 +1,10 @@
 """Measuring the machines in a few seconds: some pairs of each class, small and large messages, alone and all at once.
 
 What is timed are programs of a few steps (probe.py), run as those of collectives are: the latency is that of a step
-inside a collective, without Python, with whatever it costs that this transport's ranks wait and wake. Every figure is a
-median of medians. Every rank hears of every time, by an all_gather after each, so all of them go on, and stop, alike;
-rank 0 fits, and tells the others.
+inside a collective, without Python, with whatever it costs that this transport's ranks wait and wake. A sample is the
+median of many runs; other work on the machine only ever adds to it, so of each pair the best sample counts, and of the
+pairs of a class the median. Every rank hears of every time, by an all_gather after each, so all of them go on, and
+stop, alike; rank 0 fits, and tells the others.
 """
 
 from __future__ import annotations
@@ -22,8 +23,9 @@ from collectives import cache
 from collectives.calls import COLLECTIVE_NUMBERS
 from collectives.exchange import broadcast_json, gather_json
 from collectives.measurement import Measurement, PairClass, fit
-from collectives.pairs import Groups, Near, near_and_far, rank_groups
-from collectives.probe import COMBINE, PING_PONG, REDUCE, SHIFT, STREAM, Probe, actions, memory_bytes
+from collectives.pairs import Near, near_and_far, rank_groups
+from collectives.probe import COMBINE, PING_PONG, REDUCE, SHIFT, STREAM, Pair, Probe, actions, memory_bytes
+from topology.cluster import Groups
 from transports.machine import machine_facts
 from transports.program import DTYPES, Call, build
 
@@ -39,8 +41,8 @@ _log = logging.getLogger("treering")
 _SMALL_BYTES = 8
 _SIZES = tuple(4 << 10 << 2 * step for step in range(6))  # 4 KiB to 4 MiB
 _FITTED = 16  # sizes up to this many times smaller than the largest say what the bandwidth is
-_COMBINED_BYTES = 4 << 20
-_PAIRS, _REPEATS, _BUSY_REPEATS = 6, 5, 3
+_COMBINED_BYTES, _COMBINES = 4 << 20, 3
+_PAIRS, _REPEATS = 6, 10
 _RUN_S, _SAMPLE_S = 50e-6, 4e-3  # what one run of a program should take, and all runs of a sample
 _MOST_ROUNDS, _MOST_RUNS = 64, 128
 _LARGEST_SHARE = 1 / 16  # of the time for a class that one message of the largest size may take
@@ -69,11 +71,13 @@ def measure(
     found: list[PairClass] = []
     recv_reduce: float | None = None
     for number, near in enumerate(classes):
-        share_s = meter.left_s / (len(classes) - number)
+        share_s = 0.9 * meter.left_s / (len(classes) - number)
         measured, sizes = _measure_class(meter, near, share_s)
         found.append(measured)
         if number == 0:
-            streams = {n: [meter.sample(Probe(COMBINE, near.alone[:1], n))] for n in sizes}
+            streams = {
+                n: [min(meter.sample(Probe(COMBINE, near.alone[:1], n)) for _ in range(_COMBINES))] for n in sizes
+            }
             recv_reduce = fit([measured.latency_s], streams)[1]
     took_s = meter.elapsed_s
     result = Measurement(groups, tuple(levels), tuple(found), combine_bytes_per_s, recv_reduce, comm.transport, took_s)
@@ -102,46 +106,55 @@ def recall(comm: Communicator) -> Measurement | None:
 def _measure_class(meter: Meter, near: Near, share_s: float) -> tuple[PairClass, list[int]]:
     """One class in about `share_s` seconds, and the sizes that said what its bandwidth is."""
     began_s = meter.elapsed_s
-    latencies: list[float] = [meter.sample(Probe(PING_PONG, near.alone[:1], _SMALL_BYTES)) / 2]
-    reached: dict[int, list[float]] = {}
-    for nbytes in _SIZES:
-        reached[nbytes] = [meter.sample(Probe(STREAM, near.alone[:1], nbytes))]
-        if 4 * reached[nbytes][0] > share_s * _LARGEST_SHARE:
-            break
-    sizes = [nbytes for nbytes in reached if nbytes * _FITTED >= max(reached)]
-    streams = {nbytes: reached[nbytes] for nbytes in sizes}
+    best: dict[Probe, float] = {}
+
+    def sample(kind: str, pairs: tuple[Pair, ...], nbytes: int) -> float:
+        probe = Probe(kind, pairs, nbytes)
+        best[probe] = min(meter.sample(probe), best.get(probe, math.inf))
+        return best[probe]
 
     def left(part: float) -> bool:
         return meter.elapsed_s - began_s < share_s * part
 
+    def fitted(small: str, large: str) -> tuple[float, float]:
+        streams: dict[int, list[float]] = {}
+        for probe, taken_s in best.items():
+            if probe.kind == large and probe.nbytes in sizes:
+                streams.setdefault(probe.nbytes, []).append(taken_s)
+        halves = 2 if small == PING_PONG else 1  # a ping-pong is two messages, a round of a shift one
+        latencies = [taken_s for (kind, _, nbytes), taken_s in best.items() if (kind, nbytes) == (small, _SMALL_BYTES)]
+        return fit([taken_s / halves for taken_s in latencies], streams)
+
+    first, sizes = near.alone[:1], list[int]()
+    sample(PING_PONG, first, _SMALL_BYTES)
+    for nbytes in _SIZES:
+        sizes.append(nbytes)
+        if 4 * sample(STREAM, first, nbytes) > share_s * _LARGEST_SHARE:
+            break
+    sizes = [nbytes for nbytes in sizes if nbytes * _FITTED >= sizes[-1]]
     for repeat in range(_REPEATS):
         for a, b in near.alone:
             pair = ((a, b) if repeat % 2 == 0 else (b, a),)
             if left(0.6):
-                latencies.append(meter.sample(Probe(PING_PONG, pair, _SMALL_BYTES)) / 2)
+                sample(PING_PONG, pair, _SMALL_BYTES)
             for nbytes in reversed(sizes):
                 if left(0.6):
-                    streams[nbytes].append(meter.sample(Probe(STREAM, pair, nbytes)))
-    # A round of a shift is one latency and one message; a ping-pong is two.
-    small, large, halves = (SHIFT, SHIFT, 1) if near.of_ranks else (PING_PONG, STREAM, 2)
-    busy_latencies: list[float] = []
-    busy_streams: dict[int, list[float]] = {}
-    for repeat in range(_BUSY_REPEATS):
-        if repeat == 0 or left(1.0):
-            busy_latencies.append(meter.sample(Probe(small, near.busy, _SMALL_BYTES)) / halves)
-        for nbytes in sizes:
+                    sample(STREAM, pair, nbytes)
+    latency_s, bandwidth = fitted(PING_PONG, STREAM)
+    best.clear()
+    small, large = (SHIFT, SHIFT) if near.of_ranks else (PING_PONG, STREAM)
+    for repeat in range(_REPEATS):
+        for kind, nbytes in ((small, _SMALL_BYTES), *((large, nbytes) for nbytes in sizes)):
             if repeat == 0 or left(1.0):
-                busy_streams.setdefault(nbytes, []).append(meter.sample(Probe(large, near.busy, nbytes)))
-    latency_s, bandwidth = fit(latencies, streams)
-    busy_latency_s, busy_bandwidth = fit(busy_latencies, busy_streams)
+                sample(kind, near.busy, nbytes)
+    busy_latency_s, busy_bandwidth = fitted(small, large)
     together = busy_bandwidth * near.senders
     return PairClass(near.level, len(near.alone), latency_s, bandwidth, busy_latency_s, together), sizes
 
 
 def _combine(meter: Meter) -> float:
     everyone = tuple((rank, rank) for rank in range(meter.size))
-    times_s = [meter.sample(Probe(REDUCE, everyone, _COMBINED_BYTES)) for _ in range(_BUSY_REPEATS)]
-    return _COMBINED_BYTES / statistics.median(times_s)
+    return _COMBINED_BYTES / min(meter.sample(Probe(REDUCE, everyone, _COMBINED_BYTES)) for _ in range(_COMBINES))
 
 
 class Meter:

@@ -9,7 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
-from collectives.pairs import Groups, near_and_far
+from collectives.pairs import WHOLE, near_and_far
+from topology.cluster import Cluster, Groups
+from topology.presets import Level, tree
 
 __all__ = ["Measurement", "PairClass", "fit"]
 
@@ -71,6 +73,36 @@ class Measurement:
             lines.append(f"{c.level:<10}{times}{rates}")
         lines.append(f"combining {self.combine_bytes_per_s / 1e9:.3f} GB/s, {self.transport}, {self.took_s:.1f} s")
         return "\n".join(lines)
+
+    def cluster(self) -> Cluster:
+        """The machines as a cluster of nested groups, to price and simulate on.
+
+        Latencies are the busy ones, as all ranks take part in a collective: half of the nearest class's is at each
+        rank's port, and each level adds half of what its class takes longer. A rank's port has the bandwidth of the
+        fastest class; what leaves a group, and what stays inside of a group of ranks, share what was measured with
+        all of its ranks at once. What has no pairs costs nothing.
+        """
+        by_level = {c.level: c for c in self.classes}
+        reached_s = port_s = self.classes[0].busy_latency_s if self.classes else 0.0
+        levels: list[Level] = []
+        for depth in range(len(self.levels), 0, -1):
+            name, around = self.levels[depth - 1], (WHOLE, *self.levels)[depth - 1]
+            extra_s, leaves, inside = 0.0, math.inf, math.inf
+            if around in by_level:  # the pairs that leave a group of this level
+                crossing = by_level[around]
+                extra_s = max(crossing.busy_latency_s - reached_s, 0.0)
+                leaves = max(crossing.busy_bandwidth_bytes_per_s, crossing.bandwidth_bytes_per_s)
+            if depth == len(self.levels) and name in by_level:
+                inside = by_level[name].busy_bandwidth_bytes_per_s
+            levels.insert(0, Level(name, extra_s / 2, leaves, inside))
+            reached_s += extra_s
+        return tree(
+            self.groups,
+            levels,
+            latency_s=port_s / 2,
+            bandwidth_bytes_per_s=max((c.bandwidth_bytes_per_s for c in self.classes), default=math.inf),
+            combine_bytes_per_s=self.combine_bytes_per_s,
+        )
 
     def to_json(self) -> str:
         """As one JSON object, which `from_json` reads back equal."""

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from typing import NamedTuple, Union, cast
+from typing import NamedTuple, cast
 
 from collectives.probe import Pair
+from topology.cluster import Groups
+from topology.trees import check_groups
 
-__all__ = ["WHOLE", "Groups", "Near", "near_and_far", "rank_groups"]
+__all__ = ["WHOLE", "Near", "near_and_far", "rank_groups"]
 
-Groups = tuple[Union[int, "Groups"], ...]
 WHOLE = "cluster"
 """The class of pairs that share no group but the whole communicator."""
 
@@ -80,20 +81,11 @@ def near_and_far(groups: Groups, levels: Sequence[str], size: int, most: int) ->
 
 
 def _check(groups: Groups, levels: Sequence[str], size: int) -> None:
-    ranks = _ranks(groups)
-    if sorted(ranks) != list(range(size)):
-        raise ValueError(f"groups={groups} must hold each rank of range({size}) once")
+    found, _ = check_groups(groups, len(levels))
+    if found != size:
+        raise ValueError(f"groups={groups} hold {found} ranks, but there are {size}")
     if len(set(levels) | {WHOLE}) != len(levels) + 1:
         raise ValueError(f"levels={tuple(levels)} must be different names, and none of them {WHOLE!r}")
-
-    def depths(group: int | Groups) -> set[int]:
-        return {0} if isinstance(group, int) else {1 + depth for member in group for depth in depths(member)}
-
-    if depths(groups) != {len(levels) + 1}:
-        raise ValueError(
-            f"groups={groups} must be {len(levels) + 1} tuples deep everywhere, one for each of the levels "
-            f"{tuple(levels)} in one of all"
-        )
 
 
 def _at(groups: Groups, depth: int) -> list[Groups]:

@@ -89,8 +89,8 @@ def test_calls_go_on_after_a_measurement(threads: Threads) -> None:
         ({"budget_s": float("inf")}, "budget_s=inf"),
         ({"groups": ((0, 1),)}, "together"),
         ({"levels": ("host",)}, "together"),
-        ({"groups": ((0, 2),), "levels": ("host",)}, "each rank of range"),
-        ({"groups": ((0, 1),), "levels": ("rack", "host")}, "3 tuples deep"),
+        ({"groups": ((0, 2),), "levels": ("host",)}, "rank 1 is missing"),
+        ({"groups": ((0, 1),), "levels": ("rack", "host")}, "expected a group"),
     ],
 )
 def test_wrong_arguments_are_refused_before_anything_is_sent(

@@ -126,11 +126,11 @@ def test_one_rank_has_no_pairs() -> None:
 @pytest.mark.parametrize(
     ("groups", "levels", "words"),
     [
-        (((0, 1),), ("host",), "each rank of range"),
-        (((0, 1, 1),), ("host",), "each rank of range"),
-        ((0, 1, 2), ("host",), "2 tuples deep"),
-        (((0, 1), 2), ("host",), "2 tuples deep"),
-        ((((0, 1), (2,)),), ("host",), "2 tuples deep"),
+        (((0, 1),), ("host",), "hold 2 ranks, but there are 3"),
+        (((0, 1, 1),), ("host",), "rank 1 stands twice"),
+        ((0, 1, 2), ("host",), "expected a group"),
+        (((0, 1), 2), ("host",), "expected a group"),
+        ((((0, 1), (2,)),), ("host",), "expected a rank"),
         ((((0, 1), (2,)),), ("host", "host"), "different names"),
         (((0, 1, 2),), (WHOLE,), "different names"),
     ],
@@ -197,6 +197,50 @@ def test_a_measurement_reads_back_from_json() -> None:
         MEASUREMENT["rack"]
 
 
+def test_the_cluster_of_a_measurement_has_its_latencies_and_bandwidths() -> None:
+    cluster = MEASUREMENT.cluster()
+    assert (cluster.size, cluster.hosts, cluster.levels) == (4, ((0, 1), (2, 3)), ("host",))
+    assert cluster.latency_s(0, 1) == pytest.approx(2.5e-6)
+    assert cluster.latency_s(1, 2) == pytest.approx(4.0e-5)
+    assert cluster.bandwidth_bytes_per_s(0, 1) == pytest.approx(9.5e9)
+    assert cluster.bandwidth_bytes_per_s(1, 2) == pytest.approx(1.2e8)
+    assert cluster.combine_bytes_per_s == 2e10
+    assert set(cluster.path(0, 2)) & set(cluster.path(1, 3)), "ranks of a host share its way out"
+    assert set(cluster.path(0, 1)) & set(cluster.path(1, 0)), "ranks of a host share its memory"
+
+
+def measured(groups: Any, levels: tuple[str, ...], **latencies_s: float) -> cc.Measurement:
+    classes = tuple(PairClass(level, 1, s, 1e9, s, 1e9) for level, s in latencies_s.items())
+    return cc.Measurement(groups, levels, classes, 1e10, None, "TCP", 1.0)
+
+
+def test_the_cluster_of_deeper_groups_adds_up_to_each_class() -> None:
+    groups, levels = GROUPS[-1]
+    latencies_s = {"host": 2e-6, "rack": 2e-5, "site": 3e-5, WHOLE: 2e-2}
+    cluster = measured(groups, levels, **latencies_s).cluster()
+    for a in range(11):
+        for b in range(11):
+            if a != b:
+                assert cluster.latency_s(a, b) == pytest.approx(latencies_s[common_level(groups, levels, a, b)])
+
+
+def test_the_cluster_of_hosts_with_one_rank_each() -> None:
+    cluster = measured(((0,), (1,), (2,)), ("host",), cluster=5e-5).cluster()
+    assert cluster.latency_s(0, 2) == pytest.approx(5e-5)
+    assert cluster.bandwidth_bytes_per_s(0, 2) == 1e9
+
+
+def test_a_level_without_pairs_costs_nothing() -> None:
+    groups = (((0, 1),), ((2, 3),))  # one host in each rack
+    cluster = measured(groups, ("rack", "host"), host=1e-6, cluster=5e-5).cluster()
+    assert cluster.latency_s(0, 1) == pytest.approx(1e-6)
+    assert cluster.latency_s(0, 2) == pytest.approx(5e-5)
+
+
+def test_the_cluster_of_one_rank() -> None:
+    assert measured(((0,),), ("host",)).cluster().size == 1
+
+
 def test_a_measurement_prints_as_a_table() -> None:
     lines = str(MEASUREMENT).splitlines()
     assert lines[1].split() == ["host", "1.20", "us", "2.50", "us", "9.500", "GB/s", "12.000", "GB/s"]
@@ -212,7 +256,7 @@ def test_a_measurement_prints_as_a_table() -> None:
         (("transport",), 3, "transport=3 must be text"),
         (("levels",), "host", "levels must be a list"),
         (("levels",), [1], "must be names"),
-        (("groups",), [[0, 1], [2, 2]], "each rank of range"),
+        (("groups",), [[0, 1], [2, 2]], "rank 2 stands twice"),
         (("groups",), [[0, 1.5]], "groups must be a list"),
         (("classes", 1, "latency_s"), float("nan"), r"classes\[1\].latency_s=nan"),
         (("classes", 0, "pairs"), 0, r"classes\[0\].pairs=0"),
