@@ -40,6 +40,8 @@ from collectives.plan import (  # noqa: E402
     plan,
     unregister,
 )
+from collectives.price import Price, price  # noqa: E402
+from collectives.simulate import Simulation, simulate  # noqa: E402
 from collectives.verify import PlanError, Proof, verify  # noqa: E402
 from collectives.work import Work  # noqa: E402
 from transports.errors import (  # noqa: E402
@@ -67,12 +69,14 @@ __all__ = [
     "PeerLostError",
     "Plan",
     "PlanError",
+    "Price",
     "Proof",
     "Recv",
     "RecvReduce",
     "Reduce",
     "RendezvousError",
     "Send",
+    "Simulation",
     "TransportError",
     "UnsupportedError",
     "WireError",
@@ -83,6 +87,8 @@ __all__ = [
     "connect",
     "connect_threads",
     "plan",
+    "price",
+    "simulate",
     "unregister",
     "verify",
 ]

@@ -292,10 +292,13 @@ class Plan:
         if rank not in self._steps:
             if not 0 <= rank < self.size:
                 raise ValueError(f"rank {rank} is not one of {self.size}")
-            how = self._algorithm
-            extra = self._given(how.takes & {"root", "hosts"})
-            self._steps[rank] = tuple(how.generate(rank, self.size, **extra))
+            self._steps[rank] = tuple(self.generate(rank))
         return self._steps[rank]
+
+    def generate(self, rank: int) -> Iterable[Step]:
+        """What `steps` keeps, made anew: for who looks at the steps of ten thousand ranks once."""
+        how = self._algorithm
+        return how.generate(rank, self.size, **self._given(how.takes & {"root", "hosts"}))
 
     @property
     def builtin(self) -> bool:
@@ -327,9 +330,10 @@ class Plan:
         return range(blocks.start * self.chunks, blocks.stop * self.chunks)
 
     def _given(self, names: Iterable[str]) -> dict[str, Any]:
-        hosts = self.hosts or (tuple(range(self.size)),)
-        everything: dict[str, Any] = {"size": self.size, "root": self.root, "hosts": hosts}
-        return {name: everything[name] for name in names}
+        given: dict[str, Any] = {"size": self.size, "root": self.root}
+        if "hosts" in names:
+            given["hosts"] = self.hosts or (tuple(range(self.size)),)
+        return {name: given[name] for name in names}
 
     def _count(self, what: str, count: int | Callable[..., int]) -> int:
         if callable(count):
