@@ -1,13 +1,16 @@
 """What the machines look like: ranks, the links between them, what the links share, and how ranks are grouped.
 
-cluster.py defines `Cluster`, which prices and simulations are made on; presets.py makes the usual ones, trees.py and
-tori.py are the families behind them. Imports numpy and nothing else of ours; everything above may import it.
+cluster.py defines `Cluster`, which prices and simulations are made on; presets.py makes the usual ones from the
+families in trees.py, tori.py and fabrics.py; graphs.py takes any graph; files.py reads and writes JSON. Imports numpy
+and nothing else of ours; everything above may import it.
 """
 
 from __future__ import annotations
 
 from topology import presets
 from topology.cluster import Cluster, Groups, Link
+from topology.files import parse_preset
+from topology.graphs import Wire, graph
 from topology.presets import Level
 
-__all__ = ["Cluster", "Groups", "Level", "Link", "presets"]
+__all__ = ["Cluster", "Groups", "Level", "Link", "Wire", "graph", "parse_preset", "presets"]

@@ -10,7 +10,7 @@ full duplex: one Link for each direction.
 
 from __future__ import annotations
 
-import json
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -115,13 +115,34 @@ class Cluster:
         """The bandwidth of each link, by number."""
         return np.array([link.bandwidth_bytes_per_s for link in self.links], np.float64)
 
+    def described(self, name: str, devices: Sequence[str] = ()) -> Cluster:
+        """The same cluster under another name, with lines that say what it is made of; files keep both."""
+        other = copy.copy(self)
+        other.name, other.devices = name, tuple(devices)
+        other.spec = {"name": name, **({"devices": list(devices)} if devices else {}), **self.spec}
+        return other
+
     def to_json(self) -> str:
         """The cluster as a file that a person can read and `from_json` makes an equal one of."""
-        return json.dumps(self.spec, indent=2) + "\n"
+        from topology.files import to_json
+
+        return to_json(self.spec)
+
+    @staticmethod
+    def from_json(text: str, name: str = "JSON") -> Cluster:
+        """The cluster that a file describes. Raises ValueError with `name`, the line, and what was expected there."""
+        from topology.files import from_json
+
+        return from_json(text, name)
 
     def save(self, path: str | Path) -> None:
         """Writes `to_json` to a file."""
-        Path(path).write_text(self.to_json())
+        Path(path).write_text(self.to_json(), encoding="utf-8")
+
+    @staticmethod
+    def load(path: str | Path) -> Cluster:
+        """Reads a file that `save` or a person wrote. Raises ValueError as `from_json` does, and OSError."""
+        return Cluster.from_json(Path(path).read_text(encoding="utf-8"), str(path))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Cluster) and self.spec == other.spec

@@ -1,4 +1,4 @@
-"""Clusters by name: rings, hosts, nested groups, tori. Bandwidths are of one direction."""
+"""Clusters by name: rings, hosts, nested groups, tori, fabrics, sites. Bandwidths are of one direction."""
 
 from __future__ import annotations
 
@@ -6,15 +6,28 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, cast
 
 import numpy as np
 
 from topology.cluster import Cluster, Groups
+from topology.fabrics import Dragonfly, FatTree
 from topology.tori import Torus, twist
-from topology.trees import Level, Tree
+from topology.trees import Level, Tree, plain
 
-__all__ = ["PRESETS", "Level", "hosts", "ring", "torus", "tree", "twisted_torus"]
+__all__ = [
+    "PRESETS",
+    "Level",
+    "dgx_h100",
+    "dragonfly",
+    "fat_tree",
+    "hosts",
+    "ring",
+    "torus",
+    "tree",
+    "twisted_torus",
+    "wan",
+]
 
 P = ParamSpec("P")
 PRESETS: dict[str, Callable[..., Cluster]] = {}
@@ -31,8 +44,8 @@ def preset(make: Callable[P, Cluster]) -> Callable[P, Cluster]:
         for name, value in bound.arguments.items():
             _check(make.__name__, name, value, str(signature.parameters[name].annotation))
         cluster = make(*args, **kwargs)
-        given = {n: v for n, v in bound.arguments.items() if v != signature.parameters[n].default}
-        cluster.spec = {"preset": make.__name__, "arguments": given}
+        given = {n: plain(v) for n, v in bound.arguments.items() if v != signature.parameters[n].default}
+        cluster.spec = given if make.__name__ == "tree" else {"preset": make.__name__, "arguments": given}
         return cluster
 
     PRESETS[make.__name__] = checked
@@ -179,6 +192,145 @@ def twisted_torus(
     """
     made = Torus([x, y, z], twist([x, y, z]), latency_s, bandwidth_bytes_per_s)
     return _torus(f"twisted_torus({x}, {y}, {z})", made, None, combine_bytes_per_s, x * y * z)
+
+
+@preset
+def dgx_h100(
+    hosts: int,
+    *,
+    latency_s: float = 1e-6,
+    bandwidth_bytes_per_s: float = 450e9,
+    network_latency_s: float = 5e-6,
+    network_bandwidth_bytes_per_s: float = 50e9,
+    combine_bytes_per_s: float = math.inf,
+) -> Cluster:
+    """Hosts of 8 GPUs: NVLink 4 through NVSwitch, 450 GB/s each way per GPU, and a 400 Gbit/s NIC for each GPU.
+
+    The network is rail-optimised, so that NICs of the same number are one switch apart, and no link in it is shared.
+    """
+    level = Level("host", (network_latency_s - latency_s) / 2, network_bandwidth_bytes_per_s, nics=8)
+    groups = tuple(tuple(range(8 * host, 8 * host + 8)) for host in range(hosts))
+    return _tree(f"dgx_h100({hosts})", groups, [level], latency_s / 2, bandwidth_bytes_per_s, combine_bytes_per_s)
+
+
+@preset
+def fat_tree(
+    radix: int,
+    ranks_per_host: int = 1,
+    *,
+    latency_s: float = 1e-6,
+    bandwidth_bytes_per_s: float = 50e9,
+    link_latency_s: float = 0.5e-6,
+    link_bandwidth_bytes_per_s: float = 12.5e9,
+    combine_bytes_per_s: float = math.inf,
+) -> Cluster:
+    """The full three-level fat tree of switches with `radix` ports: radix^3 / 4 hosts at full bisection bandwidth.
+
+    `latency_s` and `bandwidth_bytes_per_s` are between ranks of a host, end to end; the others are those of each link
+    between a host and a switch or two switches. Groups: pod, switch, host.
+    """
+    if radix % 2:
+        raise ValueError(f"fat_tree: radix={radix} must be even: half of a switch's ports lead up")
+    half = radix // 2
+    made = FatTree(
+        radix, ranks_per_host, (latency_s / 2, bandwidth_bytes_per_s), (link_latency_s, link_bandwidth_bytes_per_s)
+    )
+    return Cluster(
+        name=f"fat_tree({radix}, {ranks_per_host})",
+        links=made.links,
+        groups=_nested(radix, half, half, ranks_per_host),
+        levels=("pod", "switch", "host"),
+        route=made.route,
+        spec={},
+        combine_bytes_per_s=combine_bytes_per_s,
+    )
+
+
+@preset
+def dragonfly(
+    groups: int,
+    routers: int,
+    hosts: int = 1,
+    ranks_per_host: int = 1,
+    *,
+    latency_s: float = 1e-6,
+    bandwidth_bytes_per_s: float = 50e9,
+    link_latency_s: float = 0.3e-6,
+    link_bandwidth_bytes_per_s: float = 25e9,
+    global_latency_s: float = 1e-6,
+    global_bandwidth_bytes_per_s: float = 25e9,
+    combine_bytes_per_s: float = math.inf,
+) -> Cluster:
+    """A dragonfly: `groups` of `routers`, all-to-all inside, one global link between each two groups.
+
+    Each router has `hosts` hosts of `ranks_per_host` ranks. `latency_s` and `bandwidth_bytes_per_s` are between ranks
+    of a host, end to end; `link_...` are those of a link in a group, `global_...` of one between groups. Messages take
+    the shortest way. Groups: group, router, host.
+    """
+    made = Dragonfly(
+        groups,
+        routers,
+        hosts,
+        ranks_per_host,
+        (latency_s / 2, bandwidth_bytes_per_s),
+        (link_latency_s, link_bandwidth_bytes_per_s),
+        (global_latency_s, global_bandwidth_bytes_per_s),
+    )
+    return Cluster(
+        name=f"dragonfly({groups}, {routers}, {hosts}, {ranks_per_host})",
+        links=made.links,
+        groups=_nested(groups, routers, hosts, ranks_per_host),
+        levels=("group", "router", "host"),
+        route=made.route,
+        spec={},
+        combine_bytes_per_s=combine_bytes_per_s,
+    )
+
+
+@preset
+def wan(
+    sites: Sequence[tuple[int, int]],
+    *,
+    latency_s: float = 1e-6,
+    bandwidth_bytes_per_s: float = 10e9,
+    network_latency_s: float = 20e-6,
+    network_bandwidth_bytes_per_s: float = 12.5e9,
+    site_latency_s: float | Sequence[float] = 10e-3,
+    site_bandwidth_bytes_per_s: float | Sequence[float] = 1.25e9,
+    combine_bytes_per_s: float = math.inf,
+) -> Cluster:
+    """Sites far apart, each given as (hosts, ranks of each host); inside a site as `hosts`.
+
+    `site_latency_s` and `site_bandwidth_bytes_per_s` are those of a site's link to the others, each way: one number, or
+    one for each site. `wan([(4, 8), (2, 8)], site_latency_s=[5e-3, 20e-3])` has 25 ms between its sites.
+    """
+    if network_latency_s < latency_s:
+        raise ValueError(f"wan: network_latency_s={network_latency_s} must not be below latency_s={latency_s}")
+    groups: list[Groups] = []
+    first = 0
+    for place, site in enumerate(cast("Sequence[object]", sites)):
+        if not (
+            isinstance(site, (list, tuple))
+            and len(cast("Sequence[object]", site)) == 2
+            and all(isinstance(n, int) and n >= 1 for n in cast("Sequence[object]", site))
+        ):
+            raise ValueError(f"wan: site {place} is {site!r}: expected (hosts, ranks of each host), both at least 1")
+        count, ranks = cast("tuple[int, int]", site)
+        groups.append(tuple(tuple(range(first + ranks * h, first + ranks * (h + 1))) for h in range(count)))
+        first += count * ranks
+    if not groups:
+        raise ValueError("wan: there must be at least one site")
+    levels = [
+        Level("site", site_latency_s, site_bandwidth_bytes_per_s),
+        Level("host", (network_latency_s - latency_s) / 2, network_bandwidth_bytes_per_s),
+    ]
+    name = f"wan({[tuple(site) for site in sites]})"
+    return _tree(name, tuple(groups), levels, latency_s / 2, bandwidth_bytes_per_s, combine_bytes_per_s)
+
+
+def _nested(outer: int, middle: int, inner: int, ranks: int) -> Groups:
+    numbers = np.arange(outer * middle * inner * ranks).reshape(outer, middle, inner, ranks).tolist()
+    return tuple(tuple(tuple(tuple(host) for host in switch) for switch in pod) for pod in numbers)
 
 
 def _torus(name: str, made: Torus, shape: tuple[int, ...] | None, combine_bytes_per_s: float, size: int = 0) -> Cluster:

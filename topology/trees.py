@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from topology.cluster import Groups, IntArray, Link, Routes, compress
 
-__all__ = ["Level", "Tree", "check_groups"]
+__all__ = ["Level", "Tree", "check_groups", "plain"]
 
 
 class Level(NamedTuple):
@@ -120,9 +120,19 @@ def check_groups(groups: Groups, levels: int) -> tuple[int, list[list[list[int]]
             raise ValueError(f"rank {rank} stands twice in the groups")
         seen.add(rank)
     if seen != set(range(len(ranks))):
-        missing = min(set(range(len(ranks))) - seen)
-        raise ValueError(f"rank {missing} is missing: {len(ranks)} ranks must be numbered 0 to {len(ranks) - 1}")
+        lost, last = min(set(range(len(ranks))) - seen), len(ranks) - 1
+        raise ValueError(f"rank {lost} is missing in the groups: {len(ranks)} ranks are numbered 0 to {last}")
     return len(ranks), by_level
+
+
+def plain(value: Any) -> Any:
+    """An argument as JSON has it: lists for tuples, an object for a Level, Python's own numbers for numpy's."""
+    if isinstance(value, Level):
+        unsaid = Level._field_defaults
+        return {n: plain(v) for n, v in value._asdict().items() if n not in unsaid or v != unsaid[n]}
+    if isinstance(value, (list, tuple)):
+        return [plain(member) for member in cast("Sequence[Any]", value)]
+    return cast("np.generic[Any]", value).item() if isinstance(value, np.generic) else value
 
 
 def _each(level: Level, name: str, given: float | Sequence[float], groups: int) -> list[float]:

@@ -9,8 +9,8 @@ from collections import deque
 import numpy as np
 import pytest
 
-from topology import Cluster, Level
-from topology.presets import hosts, ring, torus, tree, twisted_torus
+from topology import Cluster, Level, Wire, graph
+from topology.presets import dgx_h100, dragonfly, fat_tree, hosts, ring, torus, tree, twisted_torus, wan
 
 ALL = [
     ring(1),
@@ -29,6 +29,15 @@ ALL = [
     twisted_torus(2, 2, 4),
     twisted_torus(3, 6, 3),
     twisted_torus(4, 2, 4),
+    fat_tree(2),
+    fat_tree(4, 2),
+    fat_tree(6),
+    dragonfly(1, 1, 2),
+    dragonfly(5, 2, 2, 2),
+    dragonfly(4, 3),
+    dgx_h100(2),
+    wan([(2, 2), (1, 3), (2, 1)]),
+    graph(["a", "b", "c"], [Wire("a", "s", 1e-6, 1e9), Wire("s", "b", 1e-6, 1e9), Wire("c", "s", 2e-6, 5e8)]),
 ]
 
 
@@ -162,6 +171,71 @@ def test_twisting_relieves_the_busiest_link_of_an_all_to_all(shape: tuple[int, i
     assert busiest(torus(*shape)) / busiest(twisted_torus(*shape)) >= at_least
 
 
+def test_a_fat_tree_carries_every_shift_without_sharing_a_link() -> None:
+    """Full bisection: with one rank a host, all ranks send at once to the one k further, and no two paths meet."""
+    for cluster in (fat_tree(4), fat_tree(8)):
+        ranks = np.arange(cluster.size)
+        for shift in range(1, cluster.size):
+            assert np.bincount(cluster.routes(ranks, (ranks + shift) % cluster.size)[1]).max() == 1
+    assert fat_tree(8).size == 8**3 // 4
+
+
+def test_a_fat_tree_climbs_no_higher_than_it_must() -> None:
+    cluster = fat_tree(4, 2)
+    assert names(cluster, 0, 1) == ["rank 0.out", "rank 1.in"]
+    assert names(cluster, 0, 2) == ["rank 0.out", "host0.up", "host1.down", "rank 2.in"]
+    assert names(cluster, 0, 6) == [
+        *("rank 0.out", "host0.up", "pod0.edge0.aggregation1.up"),
+        *("pod0.edge1.aggregation1.down", "host3.down", "rank 6.in"),
+    ]
+    assert names(cluster, 0, 31)[2:6] == [
+        *("pod0.edge0.aggregation1.up", "pod0.aggregation1.core1.up"),
+        *("pod3.aggregation1.core1.down", "pod3.edge1.aggregation1.down"),
+    ]
+    assert cluster.levels == ("pod", "switch", "host")
+    assert cluster.groups[0][0] == ((0, 1), (2, 3))
+
+
+def test_a_dragonfly_crosses_one_global_link_and_at_most_two_local_ones() -> None:
+    cluster = dragonfly(5, 2)  # each router has two global links: of group 0 to groups 1, 2 and to groups 3, 4
+    assert names(cluster, 0, 1) == [*("rank 0.out", "host0.up", "group0.router0 to router1", "host1.down", "rank 1.in")]
+    # Group 3 reaches group 0, the second after it, by its router 0; group 0 reaches group 3, the third, by router 1.
+    assert names(cluster, 0, 7) == [
+        *("rank 0.out", "host0.up", "group0.router0 to router1"),
+        *("group0 to group3", "group3.router0 to router1", "host7.down", "rank 7.in"),
+    ]
+    load = np.bincount(cluster.routes(*pairs(cluster))[1], minlength=len(cluster.links))
+    assert {int(n) for n, link in zip(load, cluster.links, strict=True) if link.name.startswith("group0 to")} == {4}
+
+
+def test_dgx_h100_has_a_nic_for_each_gpu() -> None:
+    cluster = dgx_h100(2)
+    assert names(cluster, 3, 13) == ["rank 3.out", "host0.nic3.up", "host1.nic5.down", "rank 13.in"]
+    assert cluster.bandwidth_bytes_per_s(0, 7) == 450e9
+    assert cluster.bandwidth_bytes_per_s(0, 8) == 50e9
+
+
+def test_sites_have_links_of_their_own() -> None:
+    cluster = wan([(1, 2), (1, 1)], site_latency_s=[5e-3, 20e-3], site_bandwidth_bytes_per_s=[1e9, 2e9])
+    assert names(cluster, 1, 2) == [*("rank 1.out", "host0.up", "site0.up", "site1.down", "host1.down", "rank 2.in")]
+    assert cluster.latency_s(1, 2) == pytest.approx(25e-3 + 20e-6)
+    assert cluster.bandwidth_bytes_per_s(1, 2) == 1e9
+    assert cluster.groups == (((0, 1),), ((2,),))
+
+
+def test_a_graph_takes_the_path_of_least_latency_then_fewest_links_then_the_widest() -> None:
+    wires = [
+        *(Wire("a", "slow", 5e-6, 9e9), Wire("slow", "b", 5e-6, 9e9)),
+        *(Wire("a", "narrow", 1e-6, 1e9), Wire("narrow", "b", 1e-6, 1e9)),
+        *(Wire("a", "wide", 1e-6, 2e9), Wire("wide", "b", 1e-6, 2e9)),
+        *(Wire("a", "x", 1e-6, 9e9), Wire("x", "y", 0, 9e9), Wire("y", "b", 1e-6, 9e9)),
+        Wire("b", "a", 1e-6, 4e9, one_way=True),
+    ]
+    cluster = graph(["a", "b"], wires)
+    assert names(cluster, 0, 1) == ["a to wide", "wide to b"]
+    assert names(cluster, 1, 0) == ["b to a"]
+
+
 def test_a_million_routes_take_about_a_second() -> None:
     cluster = hosts(8192, 8)
     sources, targets = np.random.default_rng(1).integers(0, cluster.size, (2, 1_000_000))
@@ -190,6 +264,15 @@ def test_a_million_routes_take_about_a_second() -> None:
         (lambda: tree(((0,), (1,)), [Level("host", 0, [1, 2, 3])]), "3 values of bandwidth_bytes_per_s for 2 groups"),
         (lambda: tree(((0,), (1,)), [Level("host", -1, 1)]), "latency_s=-1.0 must be 0 seconds or more"),
         (lambda: tree(((0,), (1,)), [Level("host", 0, 0)]), "bandwidth_bytes_per_s=0.0 must be more than 0"),
+        (lambda: fat_tree(5), "radix=5 must be even"),
+        (lambda: wan([]), "at least one site"),
+        (lambda: wan([(1, 2), (0, 1)]), r"site 1 is \(0, 1\): expected \(hosts, ranks of each host\)"),
+        (lambda: wan([(1, 2)], site_latency_s=[1.0, 2.0]), "level 'site': 2 values of latency_s for 1 groups"),
+        (lambda: graph(["a", "b"], [Wire("a", "b", 1, 1, one_way=True)]), "no path from b to a"),
+        (lambda: graph(["a", "b"], [Wire("a", "b", 1, 1), Wire("b", "a", 1, 1)]), "from b to a is there twice"),
+        (lambda: graph(["a", "a"], []), "vertex 'a' is two ranks"),
+        (lambda: graph(["a"], [Wire("a", "b", 1, 0)]), "needs a latency of 0 seconds or more and a bandwidth above 0"),
+        (lambda: graph(["a"], [], groups=((0, 1),), levels=["host"]), "the groups hold 2 ranks, but there are 1"),
         (lambda: twisted_torus(4, 4, 4), "n x n x 2n or n x 2n x 2n in any order, not"),
         (lambda: ring(4).path(0, 4), r"there is no rank 4 in ring\(4\): ranks are 0 to 3"),
     ],
