@@ -13,7 +13,7 @@ import numpy as np
 
 from collectives.buffers import ArrayView, view
 from collectives.calls import COLLECTIVE_NUMBERS, QUICK, Calls, Request
-from collectives.measure import measure
+from collectives.measure import Meter, measure
 from collectives.measurement import Measurement
 from collectives.resolve import Operands, check_apart, make_program, operands, overlap
 from collectives.work import Work
@@ -301,7 +301,12 @@ class Communicator(Calls):
         ("rack", "host"). Every rank gets the same result, which rank 0 keeps in the user's cache (cache.py).
         Raises ValueError for a budget that is not above 0, or groups that do not hold each rank once.
         """
-        return measure(self, self._transport, self._names, budget_s=budget_s, groups=groups, levels=levels)
+        return measure(self, budget_s=budget_s, groups=groups, levels=levels)
+
+    def meter(self) -> Meter:
+        """What times single transfers between chosen pairs (probe.py), as `measure` does. All ranks call it."""
+        self._check_open()
+        return Meter(self, self._transport, self._names)
 
     # ---------------------------------------------------------------- memory and life
 

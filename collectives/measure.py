@@ -48,15 +48,7 @@ _MOST_ROUNDS, _MOST_RUNS = 64, 128
 _LARGEST_SHARE = 1 / 16  # of the time for a class that one message of the largest size may take
 
 
-def measure(
-    comm: Communicator,
-    transport: Transport,
-    names: Names,
-    *,
-    budget_s: float,
-    groups: Groups | None,
-    levels: Sequence[str] | None,
-) -> Measurement:
+def measure(comm: Communicator, *, budget_s: float, groups: Groups | None, levels: Sequence[str] | None) -> Measurement:
     """See `Communicator.measure`."""
     if not 0 < budget_s < math.inf:
         raise ValueError(f"budget_s={budget_s} must be more than 0 seconds")
@@ -66,12 +58,12 @@ def measure(
         numa_nodes = [machine["numa_node"] for machine in gather_json(comm, machine_facts())]
         groups, levels = rank_groups(comm.hosts, numa_nodes)
     classes = near_and_far(groups, levels, comm.size, _PAIRS)
-    meter = Meter(comm, transport, names, budget_s)
+    meter = comm.meter()
     combine_bytes_per_s = _combine(meter)
     found: list[PairClass] = []
     recv_reduce: float | None = None
     for number, near in enumerate(classes):
-        share_s = 0.9 * meter.left_s / (len(classes) - number)
+        share_s = 0.9 * max(budget_s - meter.elapsed_s, 0.0) / (len(classes) - number)
         measured, sizes = _measure_class(meter, near, share_s)
         found.append(measured)
         if number == 0:
@@ -158,21 +150,19 @@ def _combine(meter: Meter) -> float:
 
 
 class Meter:
-    """Runs probes. Every rank makes the same calls and hears the same times."""
+    """Runs probes. Every rank makes the same calls and hears the same times; `Communicator.meter` makes one.
 
-    def __init__(self, comm: Communicator, transport: Transport, names: Names, budget_s: float = math.inf) -> None:
+    elapsed_s   since it was made, by the slowest rank's clock, at the last sample; the same on every rank
+    """
+
+    def __init__(self, comm: Communicator, transport: Transport, names: Names) -> None:
         self.size, self.elapsed_s = comm.size, 0.0
-        self._comm, self._transport, self._budget_s = comm, transport, budget_s
+        self._comm, self._transport = comm, transport
         self._algorithm = names.algorithm("measure")
         self._began_s = time.perf_counter()
         self._memory: np.ndarray[Any, Any] = np.zeros(0, np.uint8)
         self._known: dict[Probe, tuple[int, int, Any]] = {}  # rounds of a program, runs of a sample, the program
         self._agree(0.0)
-
-    @property
-    def left_s(self) -> float:
-        """What is left of the budget, by the slowest rank's clock at the last sample."""
-        return max(self._budget_s - self.elapsed_s, 0.0)
 
     def sample(self, probe: Probe) -> float:
         """Seconds for one round: the median of some runs, on the rank where it is longest."""

@@ -14,7 +14,7 @@ from collectives.probe import Pair
 from topology.cluster import Groups
 from topology.trees import check_groups
 
-__all__ = ["WHOLE", "Near", "near_and_far", "rank_groups"]
+__all__ = ["WHOLE", "Near", "common_level", "near_and_far", "rank_groups"]
 
 WHOLE = "cluster"
 """The class of pairs that share no group but the whole communicator."""
@@ -78,6 +78,17 @@ def near_and_far(groups: Groups, levels: Sequence[str], size: int, most: int) ->
         if alone:
             found.append(Near(level, depth, _spread(alone, most), tuple(busy), senders, depth == len(levels)))
     return found[::-1]
+
+
+def common_level(groups: Groups, levels: Sequence[str], a: int, b: int) -> str:
+    """The level of the smallest group that holds both ranks."""
+    level, deeper = WHOLE, list(levels)
+    while deeper:
+        inner = next(member for member in cast("tuple[Groups, ...]", groups) if a in _ranks(member))
+        if b not in _ranks(inner):
+            break
+        groups, level = inner, deeper.pop(0)
+    return level
 
 
 def _check(groups: Groups, levels: Sequence[str], size: int) -> None:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import collectives as cc
 from collectives.measurement import PairClass, fit
-from collectives.pairs import WHOLE, near_and_far, rank_groups
+from collectives.pairs import WHOLE, common_level, near_and_far, rank_groups
 from collectives.probe import COMBINE, PING_PONG, REDUCE, SHIFT, STREAM, Probe, actions, memory_bytes
 from transports.program import Kind
 
@@ -67,7 +67,7 @@ def test_nothing_can_be_fitted_to_nothing() -> None:
 # ---------------------------------------------------------------- pairs
 
 
-def common_level(groups: Any, levels: tuple[str, ...], a: int, b: int) -> str:
+def smallest_common(groups: Any, levels: tuple[str, ...], a: int, b: int) -> str:
     """By brute force: the name of the smallest group that holds both."""
     name, names = WHOLE, list(levels)
     while True:
@@ -95,15 +95,24 @@ GROUPS = [
 def test_pairs_are_of_the_class_they_stand_for(groups: Any, levels: tuple[str, ...]) -> None:
     size = len(flat(groups))
     classes = near_and_far(groups, levels, size, most=6)
-    there = {common_level(groups, levels, a, b) for a in range(size) for b in range(a)}
+    there = {smallest_common(groups, levels, a, b) for a in range(size) for b in range(a)}
     assert [c.level for c in classes] == [level for level in (*levels[::-1], WHOLE) if level in there]
     for c in classes:
         assert 0 < len(c.alone) <= 6
-        assert {common_level(groups, levels, *pair) for pair in (*c.alone, *c.busy)} == {c.level}
+        assert {smallest_common(groups, levels, *pair) for pair in (*c.alone, *c.busy)} == {c.level}
         senders, receivers = [a for a, _ in c.busy], [b for _, b in c.busy]
         assert len(set(senders)) == len(senders), "a rank sends in one pair only"
         assert len(set(receivers)) == len(receivers)
         assert c.of_ranks or not set(senders) & set(receivers)
+
+
+@pytest.mark.parametrize(("groups", "levels"), GROUPS)
+def test_the_level_of_every_pair(groups: Any, levels: tuple[str, ...]) -> None:
+    ranks = flat(groups)
+    for a in ranks:
+        for b in ranks:
+            if a != b:
+                assert common_level(groups, levels, a, b) == smallest_common(groups, levels, a, b)
 
 
 def test_all_ranks_of_a_host_send_at_once() -> None:
@@ -221,7 +230,7 @@ def test_the_cluster_of_deeper_groups_adds_up_to_each_class() -> None:
     for a in range(11):
         for b in range(11):
             if a != b:
-                assert cluster.latency_s(a, b) == pytest.approx(latencies_s[common_level(groups, levels, a, b)])
+                assert cluster.latency_s(a, b) == pytest.approx(latencies_s[smallest_common(groups, levels, a, b)])
 
 
 def test_the_cluster_of_hosts_with_one_rank_each() -> None:
