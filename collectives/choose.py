@@ -37,8 +37,8 @@ _SHARED_MEMORY_CANONICAL: _Table = {
     "reduce": ((_ANY, "binomial"),),
 }
 _NETWORK_CANONICAL: _Table = {
-    "all_reduce": ((_ANY, "recursive_doubling"),),
-    "reduce_scatter": ((_ANY, "direct_canonical"),),
+    "all_reduce": ((32 * _KIB, "recursive_doubling"), (_ANY, "halving_doubling")),
+    "reduce_scatter": ((_ANY, "halving_canonical"),),
     "reduce": ((_ANY, "binomial"),),
 }
 _MANY_RANKS = 16  # from here on a link to everybody costs more memory and time than it saves, in shared memory too

@@ -28,7 +28,7 @@ def _rails(hosts: Hosts) -> int:
 
 
 def _all_reduce_chunks(hosts: Hosts) -> int:
-    return _rails(hosts) * len(hosts)
+    return _rails(hosts) * halving_doubling.pieces(len(hosts))
 
 
 def _rooted_chunks(hosts: Hosts) -> int:
@@ -42,18 +42,18 @@ def all_reduce(rank: int, size: int, hosts: Hosts) -> Steps:
     The drawing is at the head of this file. H hosts, the smallest of C ranks, the largest of W.
 
     rounds <= W + 4*ceil(log2(H))
-    sent: (C-1)/C + 2*(H-1)/(H*C) + (W-1)/C
-    Wins when hosts are far apart: 2*(H-1)/H of the array crosses between hosts, on C rails at once. With
-    hosts of equal size the total is 2*(n-1)/n, the least possible.
+    sent <= (C+W)/C - 2/(C*2**ceil(log2(H)))
+    Wins when hosts are far apart: less than two arrays cross from host to host, on C rails at once. With hosts
+    of equal size, a power of two of them, the total is 2*(n-1)/n, the least possible.
     """
     host, h, i = _home(rank, hosts)
-    pieces = len(hosts)
+    pieces = halving_doubling.pieces(len(hosts))
     parts = [range(c * pieces, (c + 1) * pieces) for c in range(_rails(hosts))]
     for c, part in enumerate(parts):
         yield from _collect(rank, _from(host, c), part)
     if i < len(parts):
         rail = [other[i] for other in hosts]
-        yield from placed(halving_doubling.all_reduce(h, pieces), rail, [(c,) for c in parts[i]])
+        yield from placed(halving_doubling.all_reduce(h, len(hosts)), rail, [(c,) for c in parts[i]])
     for c, part in enumerate(parts):
         yield from _spread(rank, _from(host, c), part)
 

@@ -82,9 +82,10 @@ CANONICAL = {
     ("all_reduce", "one_shot"): range(1, 65),
     ("all_reduce", "recursive_doubling"): range(1, 65),
     ("all_reduce", "binomial"): range(1, 65),
-    ("all_reduce", "halving_doubling"): (1, 2, 4, 8, 16, 32, 64),
+    ("all_reduce", "halving_doubling"): range(1, 65),
     ("reduce", "binomial"): range(1, 65),
     ("reduce_scatter", "direct_canonical"): range(1, 65),
+    ("reduce_scatter", "halving_canonical"): range(1, 65),
 }
 
 
