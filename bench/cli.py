@@ -1,5 +1,7 @@
 """The `treering` command: `treering bench COLLECTIVE ...`, which `python -m bench COLLECTIVE ...` is as well.
 
+`bench cluster` runs the same on an emulated cluster (emulate/command.py).
+
 Exit status: 0, 1 when data was wrong or a rank failed, 2 for a command line that makes no sense, 130 after
 Ctrl-C.
 """

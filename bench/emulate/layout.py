@@ -7,7 +7,8 @@ All switches are bridges in one namespace, the hosts have one each. Links are sh
 rate counts whole Ethernet frames, so of a link with the MTU of 9000 bytes (jumbo frames, as in clusters) 8948 of 9014
 bytes are TCP payload, 99.3 %. The bucket holds what the link carries in a millisecond: enough that a timer which is a
 little late loses nothing, and no more than that gets through at once. What does not fit waits in a queue that is long
-enough that TCP need not lose frames to find the rate.
+enough that TCP need not lose frames to find the rate, and between hosts TCP has the congestion control that reacts to
+nothing but loss (Reno, RFC 5681), whatever this machine's default is: so figures tell of links and algorithms.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ Placement = Literal["contiguous", "round_robin"]
 PLACEMENTS: tuple[Placement, ...] = get_args(Placement)
 
 INTERFACE = "eth0"
+NETWORK = "10.0.0.0/24"
+CONGESTION_CONTROL = "reno"
 MTU_BYTES = 9000
 BURST_S = 0.001
 QUEUE_S = 0.2
@@ -105,8 +108,15 @@ def switch_shaping(layout: Layout) -> str:
 
 def host_links(layout: Layout, host: int) -> str:
     """For `ip -batch` in a host's namespace."""
-    address = f"addr add {layout.address(host)}/24 dev {INTERFACE}"
-    return f"link set lo up\n{address}\nlink set {INTERFACE} up"
+    address = layout.address(host)
+    return "\n".join(
+        [
+            "link set lo up",
+            f"link set {INTERFACE} up",
+            f"addr add {address}/24 dev {INTERFACE} noprefixroute",
+            f"route add {NETWORK} dev {INTERFACE} src {address} congctl {CONGESTION_CONTROL}",
+        ]
+    )
 
 
 def host_shaping(layout: Layout) -> str:

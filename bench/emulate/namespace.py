@@ -24,7 +24,9 @@ TOOLS = {"ip": "iproute2", "tc": "iproute2", "nsenter": "util-linux", "unshare":
 END_S = 10.0
 
 # /sys shows the network of whoever mounted it, and a host has a name of its own; $0 is that name.
-ENTER = 'mount -t sysfs sysfs /sys && echo "$0" > /proc/sys/kernel/hostname && exec "$@"'
+ENTER = (
+    'umount --lazy /sys 2> /dev/null; mount -t sysfs sysfs /sys && echo "$0" > /proc/sys/kernel/hostname && exec "$@"'
+)
 
 
 class EmulationError(RuntimeError):
