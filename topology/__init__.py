@@ -8,9 +8,9 @@ and nothing else of ours; everything above may import it.
 from __future__ import annotations
 
 from topology import presets
-from topology.cluster import Cluster, Groups, Link
+from topology.cluster import Cluster, Device, Groups, Link
 from topology.files import parse_preset
 from topology.graphs import Wire, graph
 from topology.presets import Level
 
-__all__ = ["Cluster", "Groups", "Level", "Link", "Wire", "graph", "parse_preset", "presets"]
+__all__ = ["Cluster", "Device", "Groups", "Level", "Link", "Wire", "graph", "parse_preset", "presets"]

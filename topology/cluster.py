@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, Union
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Cluster", "FloatArray", "Groups", "IntArray", "Link", "Route", "Routes"]
+__all__ = ["Cluster", "Device", "FloatArray", "Groups", "IntArray", "Link", "Route", "Routes"]
 
 IntArray = NDArray[np.integer[Any]]
 FloatArray = NDArray[np.float64]
@@ -40,6 +40,18 @@ class Link(NamedTuple):
     bandwidth_bytes_per_s: float
 
 
+class Device(NamedTuple):
+    """Something on the machines that is not a rank: a host, a NUMA node, a NIC, a GPU.
+
+    `about` says what was found out about it. `near` says how it is connected to each rank, in the words of the matrix
+    (matrix.py), for what has a row there; otherwise it is empty.
+    """
+
+    name: str
+    about: str
+    near: tuple[str, ...] = ()
+
+
 class Cluster:
     """Ranks 0 to size - 1 and how they are connected; made by `presets`, from a file, or by `discover`. Never changes.
 
@@ -50,7 +62,8 @@ class Cluster:
     hosts                 the innermost groups
     combine_bytes_per_s   how fast a rank combines two operands; inf where that is of no interest
     shape                 of a torus: the ranks along each dimension, the last one counting fastest; otherwise None
-    devices               what was found on the machines, for people to read: lines of text
+    devices               what was found on the machines, for people to read
+    kinds                 what each link is made of, such as "NV18" or "PCI"; empty where that has no meaning
     spec                  what `to_json` writes, and what two equal clusters have in common
     """
 
@@ -65,7 +78,7 @@ class Cluster:
         spec: Mapping[str, Any],
         combine_bytes_per_s: float = math.inf,
         shape: tuple[int, ...] | None = None,
-        devices: Sequence[str] = (),
+        kinds: Sequence[str] = (),
     ) -> None:
         self.name = name
         self.links = tuple(links)
@@ -73,7 +86,8 @@ class Cluster:
         self.size = sum(map(len, self.hosts))
         self.combine_bytes_per_s = combine_bytes_per_s
         self.shape = shape
-        self.devices = tuple(devices)
+        self.devices: tuple[Device, ...] = ()
+        self.kinds = tuple(kinds)
         self.spec = dict(spec)
         self._route = route
 
@@ -115,11 +129,12 @@ class Cluster:
         """The bandwidth of each link, by number."""
         return np.array([link.bandwidth_bytes_per_s for link in self.links], np.float64)
 
-    def described(self, name: str, devices: Sequence[str] = ()) -> Cluster:
-        """The same cluster under another name, with lines that say what it is made of; files keep both."""
+    def described(self, name: str, devices: Sequence[Device] = ()) -> Cluster:
+        """The same cluster under another name, and what it is made of; files keep both."""
         other = copy.copy(self)
         other.name, other.devices = name, tuple(devices)
-        other.spec = {"name": name, **({"devices": list(devices)} if devices else {}), **self.spec}
+        listed = [{"name": d.name, "about": d.about, **({"near": list(d.near)} if d.near else {})} for d in devices]
+        other.spec = {"name": name, **self.spec, **({"devices": listed} if devices else {})}
         return other
 
     def to_json(self) -> str:

@@ -1,6 +1,6 @@
 """Clusters as JSON files and as texts.
 
-A file holds one of three kinds of object; each may have a "name" and "devices" (lines that say what is there):
+A file holds one of three kinds of object; each may have a "name" and "devices" (see Device):
 
     {"preset": "hosts", "arguments": {"hosts": 4, "ranks": 8, "network_bandwidth_bytes_per_s": "25 GB/s"}}
 
@@ -26,7 +26,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 from topology import jsonlines
-from topology.cluster import Cluster, Groups
+from topology.cluster import Cluster, Device, Groups
 from topology.graphs import Wire, graph
 from topology.jsonlines import FileError, Value
 from topology.presets import PRESETS, Level
@@ -49,8 +49,8 @@ def from_json(text: str, name: str) -> Cluster:
     if not set(_COMMON) & content.keys():
         return cluster
     called = content["name"].text("a name") if "name" in content else cluster.name
-    lines = content["devices"].list("a list of lines") if "devices" in content else []
-    return cluster.described(called, [line.text("a line of text") for line in lines])
+    devices = content["devices"].list("a list of devices") if "devices" in content else []
+    return cluster.described(called, [_device(device, cluster.size) for device in devices])
 
 
 def to_json(spec: Mapping[str, Any]) -> str:
@@ -148,7 +148,7 @@ def _placed(make: Callable[[], Cluster], places: Mapping[str, str], otherwise: s
 
 def _wire(value: Value) -> Wire:
     keys = ("from", "to", "latency_s", "bandwidth_bytes_per_s")
-    members = value.items("a link", (*keys, "one_way"), keys)
+    members = value.items("a link", (*keys, "one_way", "kind"), keys)
     one_way = members["one_way"].content if "one_way" in members else False
     if not isinstance(one_way, bool):
         members["one_way"].fail("true or false")
@@ -158,6 +158,7 @@ def _wire(value: Value) -> Wire:
         _argument("latency_s", members["latency_s"]),
         _argument("bandwidth_bytes_per_s", members["bandwidth_bytes_per_s"]),
         one_way,
+        members["kind"].text("what the link is made of") if "kind" in members else "",
     )
 
 
@@ -183,6 +184,15 @@ def _argument(name: str, value: Value) -> Any:
     if not isinstance(plain, int) or isinstance(plain, bool):
         value.fail(f"a whole number for {name}")
     return plain
+
+
+def _device(value: Value, ranks: int) -> Device:
+    members = value.items("a device", Device._fields, ("name", "about"))
+    near = members["near"].list("how it is connected to each rank") if "near" in members else []
+    if len(near) not in (0, ranks):
+        members["near"].fail(f"{ranks} texts, one for each rank")
+    words = tuple(word.text("how it is connected to a rank") for word in near)
+    return Device(members["name"].text("a name"), members["about"].text("a text"), words)
 
 
 def _level(value: Value) -> Level:

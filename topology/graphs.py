@@ -17,13 +17,14 @@ __all__ = ["Wire", "graph"]
 
 
 class Wire(NamedTuple):
-    """A connection between two vertices: a link each way, unless it is `one_way`."""
+    """A connection between two vertices: a link each way, unless it is `one_way`. `kind` is what it is made of."""
 
     source: str
     target: str
     latency_s: float
     bandwidth_bytes_per_s: float
     one_way: bool = False
+    kind: str = ""
 
 
 def graph(
@@ -62,19 +63,21 @@ def graph(
         route=made.route,
         spec=spec,
         combine_bytes_per_s=combine_bytes_per_s,
+        kinds=made.kinds if any(made.kinds) else (),
     )
 
 
 def _to_spec(wire: Wire) -> Mapping[str, Any]:
     spec: dict[str, Any] = {"from": wire.source, "to": wire.target, "latency_s": float(wire.latency_s)}
     spec["bandwidth_bytes_per_s"] = float(wire.bandwidth_bytes_per_s)
-    return spec | ({"one_way": True} if wire.one_way else {})
+    return spec | ({"one_way": True} if wire.one_way else {}) | ({"kind": wire.kind} if wire.kind else {})
 
 
 class _Graph:
     def __init__(self, ranks: Sequence[str], wires: Sequence[Wire]) -> None:
         numbers = {name: number for number, name in enumerate(ranks)}
         self.links: list[Link] = []
+        self.kinds: list[str] = []
         self._tails: list[int] = []
         self._leaving: dict[int, list[tuple[int, int]]] = {}  # of a vertex: (link, vertex at its end)
         seen = set[tuple[str, str]]()
@@ -92,6 +95,7 @@ class _Graph:
                 seen.add((source, target))
                 tail, head = (numbers.setdefault(name, len(numbers)) for name in (source, target))
                 self._leaving.setdefault(tail, []).append((len(self.links), head))
+                self.kinds.append(wire.kind)
                 self._tails.append(tail)
                 self.links.append(Link(f"{source} to {target}", wire.latency_s, wire.bandwidth_bytes_per_s))
         self._vertices = len(numbers)

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from topology import Cluster, Level, Wire, graph, parse_preset
+from topology import Cluster, Device, Level, Wire, graph, parse_preset
 from topology.presets import PRESETS, dgx_h100, dragonfly, fat_tree, hosts, ring, torus, tree, twisted_torus, wan
 from topology.units import parse_bytes_per_s, parse_s, spell_bytes_per_s, spell_s
 
@@ -39,7 +39,7 @@ def graphs(draw: st.DrawFn) -> Cluster:
     names = draw(st.lists(st.text(min_size=1), unique=True, min_size=2, max_size=5))
     ranks = draw(st.integers(1, len(names)))
     wires = [Wire(names[0], other, draw(latencies), draw(bandwidths)) for other in names[1:]]
-    wires.append(Wire(names[-1], "\n", draw(latencies), draw(bandwidths), one_way=True))
+    wires.append(Wire(names[-1], "\n", draw(latencies), draw(bandwidths), one_way=True, kind="PCI"))
     return graph(names[:ranks], wires, combine_bytes_per_s=draw(bandwidths))
 
 
@@ -61,12 +61,14 @@ presets = st.one_of(
 @settings(max_examples=150, deadline=None)
 def test_what_is_written_is_read_back_equal(cluster: Cluster, described: bool) -> None:
     if described:
-        cluster = cluster.described("our lab", ["host a: 2 NUMA nodes", 'NIC "x" \u00b5'])
+        devices = [Device("a", "2 NUMA nodes"), Device('NIC "x"', "µ", ("PIX",) * cluster.size)]
+        cluster = cluster.described("our lab", devices)
     again = Cluster.from_json(cluster.to_json())
     assert again == cluster
     assert hash(again) == hash(cluster)
     assert again.to_json() == cluster.to_json()
     assert (again.name, again.devices, again.links) == (cluster.name, cluster.devices, cluster.links)
+    assert again.kinds == cluster.kinds
     assert (again.groups, again.levels, again.shape) == (cluster.groups, cluster.levels, cluster.shape)
     assert again.combine_bytes_per_s == cluster.combine_bytes_per_s
     pairs = np.divmod(np.arange(cluster.size**2), cluster.size)
@@ -152,6 +154,11 @@ LINK = '{"from": "a", "to": "%s", "latency_s": 0, "bandwidth_bytes_per_s": "1 GB
         (GRAPH % (LINK % "c", LINK % "d"), "f.json:1: there is no path from a to b"),
         (GRAPH % (LINK % "a", LINK % "b"), "f.json:3: the link from a to a leads nowhere"),
         (GRAPH % (LINK % "b", '{"from": "a"}'), "f.json:4: the key 'to' is missing"),
+        ('{"ranks": ["a"], "links": [], "devices": ["x"]}', "f.json:1: expected a device, not"),
+        (
+            '{"ranks": ["a"], "links": [],\n"devices": [{"name": "x", "about": "",\n"near": ["PIX", "PIX"]}]}',
+            "f.json:3: expected 1 texts, one for each rank",
+        ),
         ('{"ranks": ["a"], "links": [], "name": 5}', "f.json:1: expected a name, not 5"),
     ],
 )
