@@ -1,6 +1,7 @@
 """The `treering` command: `treering bench COLLECTIVE ...`, which `python -m bench COLLECTIVE ...` is as well.
 
-`bench cluster` runs the same on an emulated cluster (emulate/command.py).
+`bench cluster` runs the same on an emulated cluster (emulate/command.py); `treering report`, also `python -m bench
+report`, makes a page of the JSON of runs (report/command.py).
 
 Exit status: 0, 1 when data was wrong or a rank failed, 2 for a command line that makes no sense, 130 after
 Ctrl-C.
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from . import options
 from .emulate import command as emulate_command
+from .report import command as report_command
 from .start import start
 
 if TYPE_CHECKING:
@@ -32,6 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         if given and given[0] == "cluster":
             return emulate_command.main(given[1:], f"{prog} cluster")
+        if given and given[0] == "report":
+            return report_command.main(given[1:], "treering report")
         chosen = options.parse(given, prog)
 
         def measure(comm: Communicator) -> bool:

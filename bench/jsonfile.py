@@ -1,4 +1,8 @@
-"""The JSON report of nccl-tests, version 3 of its keys, which its tools read; `compare` is an addition."""
+"""The JSON of nccl-tests, version 3 of its keys, which its tools read.
+
+Additions: `compare`, the comparison with other libraries; `predicted_us` in a result, where there is a prediction; and
+`treering`, what the figures depend on and what bounds them, with a version of its own in `schema`.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,11 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .roof import Roof
 from .table import OP_NAMES, TYPE_NAMES, Compared, Measured, Row, average_busbw, out_of_bounds
 
 VERSION = 3
+SCHEMA = 1  # of what we add
 
 # Only what bears on the figures is reported: an environment may hold secrets.
 REPORTED_VARIABLES = ("TREERING_", "OMP_", "OMPI_MCA_", "MPIR_CVAR_", "UCX_", "GLOO_", "MASTER_")
@@ -24,9 +30,14 @@ def report(
     config: Mapping[str, Any],
     rows: Sequence[Row],
     compared: Sequence[Compared] | None,
+    about: Mapping[str, Any],
+    roof: Roof | None,
     errors: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The whole document as JSON types; times of day are `YYYY-MM-DD HH:MM:SS`, times microseconds."""
+    """The whole document as JSON types; times of day are `YYYY-MM-DD HH:MM:SS`, times microseconds.
+
+    `about` is what the figures depend on (about.py).
+    """
     wrong = out_of_bounds(rows)
     document: dict[str, Any] = {
         "version": VERSION,
@@ -44,6 +55,7 @@ def report(
         "average_bus_bandwidth": {"bandwidth": average_busbw(rows), "okay": "unchecked"},
         "errors": list(errors),
         "end_time": end_time,
+        "treering": {"schema": SCHEMA, **about, "roof": None if roof is None else _roof(roof)},
     }
     if compared is not None:
         document["compare"] = [
@@ -63,8 +75,13 @@ def _flag(value: bool) -> str:
     return "true" if value else "false"  # nccl-tests writes its booleans as strings
 
 
+def _roof(roof: Roof) -> dict[str, Any]:
+    points = [{"size": size_bytes, "bus_bw": busbw} for size_bytes, busbw in roof.points]
+    return {"name": roof.name, "what": roof.what, "points": points}
+
+
 def _result(row: Row) -> dict[str, Any]:
-    return {
+    result: dict[str, Any] = {
         "size": row.size_bytes,
         "count": row.elems,
         "type": TYPE_NAMES.get(row.dtype, row.dtype),
@@ -75,6 +92,9 @@ def _result(row: Row) -> dict[str, Any]:
         "actual_iterations": row.iterations,
         "experiment_name": row.algorithm,
     }
+    if row.predicted_us is not None:
+        result["predicted_us"] = row.predicted_us
+    return result
 
 
 def _half(measured: Measured | None) -> dict[str, Any] | None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from . import check, compare, sizes
+from . import check, compare, report, sizes
 from .arrays import LIBRARIES
 from .cases import COLLECTIVES
 from .table import OP_NAMES, TYPE_NAMES
@@ -31,6 +31,7 @@ class Options(NamedTuple):
     root: int  # -1: every rank in turn
     checks: int
     json_path: str | None
+    report_path: str | None
     trace_path: str | None
     ranks: int | None
     algorithms: tuple[str, ...]
@@ -109,6 +110,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
         metavar="FILE",
         help="write nccl-tests' JSON there",
     )
+    flag("--report", default=None, metavar="FILE", help="write a report there: .html, .md or .csv")
     flag("--trace", default=None, metavar="FILE", help="trace one call of each size, for Perfetto")
     flag("--ranks", type=_at_least(1), default=None, metavar="N", help="start N ranks on this machine")
     flag("--algorithm", default="auto", metavar="NAME[,NAME]", help="auto, all, or names (auto)")
@@ -144,9 +146,11 @@ def parse(argv: Sequence[str], prog: str) -> Options:
         made.error(f"-e {sizes.spell(maximum_bytes)} is below -b {sizes.spell(given.minbytes)}")
     if given.stepfactor == 1 and given.stepbytes == 0 and maximum_bytes > given.minbytes:
         made.error("-i 0 never reaches -e")
-    for flag, path in (("-J", given.output_file), ("--trace", given.trace)):
+    for flag, path in (("-J", given.output_file), ("--report", given.report), ("--trace", given.trace)):
         if path is not None and not Path(path).absolute().parent.is_dir():
             made.error(f"{flag} {path}: there is no folder {Path(path).absolute().parent}")
+    if given.report is not None and not given.report.endswith(report.FORMATS):
+        made.error(f"--report {given.report}: its name must end with one of {', '.join(report.FORMATS)}")
     if given.timeout <= 0:
         made.error("--timeout takes seconds above 0")
     if collective == "barrier":
@@ -184,6 +188,7 @@ def parse(argv: Sequence[str], prog: str) -> Options:
         root=given.root if COLLECTIVES[collective].rooted else -1,
         checks=given.check,
         json_path=given.output_file,
+        report_path=given.report,
         trace_path=given.trace,
         ranks=given.ranks,
         algorithms=_algorithms(made, collective, given.algorithm),

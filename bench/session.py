@@ -16,7 +16,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from . import compare, jsonfile, table
+from . import compare, jsonfile, report, roof, table
+from .about import about
 from .cases import Case, What, whole_elems
 from .check import storage_dtype
 from .contenders.worker import Command, Settings, Timing, follow, time_calls
@@ -54,21 +55,42 @@ class Session:
             self.recorder.write(self.options.trace_path)
             self._say(f"# trace written to {self.options.trace_path}")
         compared = self._compare() if self.options.contenders or self.options.reproducible else None
-        if self.speaks and self.options.json_path:
-            jsonfile.write(
-                self.options.json_path,
-                jsonfile.report(
-                    start_time=start_time,
-                    end_time=time.strftime(TIME_FORMAT),
-                    args=self.args,
-                    environment=os.environ,
-                    config={**self._config(), "devices": devices},
-                    rows=rows,
-                    compared=compared,
-                ),
-            )
-            self._say(f"# JSON written to {self.options.json_path}")
+        if self.options.json_path or self.options.report_path:
+            self._keep(start_time, devices, rows, compared)
         return table.out_of_bounds(rows) == 0
+
+    def _keep(
+        self,
+        start_time: str,
+        devices: Sequence[dict[str, Any]],
+        rows: Sequence[Row],
+        compared: Sequence[Compared] | None,
+    ) -> None:
+        """Writes the JSON and the report. Collective: what bounds the figures is measured now."""
+        self._tell("measuring the roof")
+        top = roof.measure(self.comm, self.options.collective, [row.size_bytes for row in rows])
+        document = jsonfile.report(
+            start_time=start_time,
+            end_time=time.strftime(TIME_FORMAT),
+            args=self.args,
+            environment=os.environ,
+            config={**self._config(), "devices": devices},
+            rows=rows,
+            compared=compared,
+            about={**about(self._packages()), "hosts": self.comm.hosts},
+            roof=top,
+        )
+        if not self.speaks:
+            return
+        if self.options.json_path:
+            jsonfile.write(self.options.json_path, document)
+            self._say(f"# JSON written to {self.options.json_path}")
+        if self.options.report_path:
+            report.write(self.options.report_path, [(self.options.collective, document)])
+            self._say(f"# report written to {self.options.report_path}")
+
+    def _packages(self) -> Sequence[str]:
+        return ("torch",) if "gloo" in self.options.contenders or self.options.library == "torch" else ()
 
     def _table(self) -> list[Row]:
         options = self.options

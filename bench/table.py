@@ -44,6 +44,7 @@ class Row(NamedTuple):
     in_place: Measured | None  # None for a collective that has no such form
     algorithm: str
     iterations: int
+    predicted_us: float | None = None  # what a price model said beforehand, where there is one
 
 
 class Compared(NamedTuple):

@@ -61,8 +61,8 @@ def main(argv: Sequence[str], prog: str) -> int:
             made.error(f"-r {chosen.root} is not a rank: there are {layout.size}, from 0")
         if set(chosen.contenders) - {"gloo"}:
             made.error("--compare knows gloo alone here: others have launchers of their own")
-        if chosen.json_path and len(collectives) > 1:
-            made.error("-J takes one collective at a time")
+        if len(collectives) > 1 and (chosen.json_path or chosen.report_path or chosen.trace_path):
+            made.error("-J, --report and --trace take one collective at a time")
     try:
         with EmulatedCluster(**layout._asdict()) as cluster:
             return _measure(cluster, collectives, flags)

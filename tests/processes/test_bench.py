@@ -113,8 +113,8 @@ def test_torchrun() -> None:
     assert len(rows(text)) == 3
 
 
-def test_comparison_and_json(tmp_path: Path) -> None:
-    path = tmp_path / "out.json"
+def test_comparison_json_and_report(tmp_path: Path) -> None:
+    path, shown = tmp_path / "out.json", tmp_path / "out.md"
     text = bench(
         "all_reduce",
         "--ranks",
@@ -131,6 +131,8 @@ def test_comparison_and_json(tmp_path: Path) -> None:
         "gloo",
         "-J",
         str(path),
+        "--report",
+        str(shown),
     )
     document: dict[str, Any] = json.loads(path.read_text())
     assert document["version"] == 3
@@ -144,6 +146,13 @@ def test_comparison_and_json(tmp_path: Path) -> None:
         assert entry["ours_us"] > 0
     assert "x faster than gloo" in text
     assert str(path) in text
+    assert document["treering"]["hosts"] == [[0, 1]]
+    roof = document["treering"]["roof"]
+    assert roof["name"] == "memory copy"
+    assert [point["size"] for point in roof["points"]] == [1024, 4096]
+    assert all(point["bus_bw"] > 0 for point in roof["points"])
+    assert str(shown) in text
+    assert "x faster than gloo" in shown.read_text()
 
 
 def test_the_price_of_reproducible_calls_stands_beside_them(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from bench.jsonfile import report, write
+from bench.roof import Roof
 from bench.table import Compared, Measured, Row
 
 RIGHT = Row(1024, 256, "float32", "sum", -1, Measured(10.0, 0.1, 0.15, 0), Measured(9.0, 0.11, 0.17, 0), "ring", 20)
@@ -28,6 +29,8 @@ def document(**changes: Any) -> dict[str, Any]:
         "config": {"iterations": 20, "devices": [{"rank": 0, "hostname": "a"}]},
         "rows": [RIGHT],
         "compared": None,
+        "about": {"cpu": "a processor"},
+        "roof": Roof("memory copy", "how", ((1024, 12.5),)),
     }
     return json.loads(json.dumps(report(**{**arguments, **changes})))
 
@@ -37,7 +40,7 @@ def test_keys_are_those_of_nccl_tests() -> None:
     assert made["version"] == 3
     assert set(made) == {
         "version", "start_time", "end_time", "args", "env", "nccl_version", "config", "results",
-        "out_of_bounds", "average_bus_bandwidth", "errors",
+        "out_of_bounds", "average_bus_bandwidth", "errors", "treering",
     }  # fmt: skip
     assert made["results"] == [
         {
@@ -54,6 +57,20 @@ def test_keys_are_those_of_nccl_tests() -> None:
     ]
     assert made["out_of_bounds"] == {"count": 0, "okay": "true"}
     assert made["average_bus_bandwidth"] == {"bandwidth": pytest.approx(0.16), "okay": "unchecked"}
+
+
+def test_what_we_add_has_a_version_of_its_own() -> None:
+    assert document()["treering"] == {
+        "schema": 1,
+        "cpu": "a processor",
+        "roof": {"name": "memory copy", "what": "how", "points": [{"size": 1024, "bus_bw": 12.5}]},
+    }
+    assert document(roof=None)["treering"]["roof"] is None
+
+
+def test_a_prediction_stands_in_its_row() -> None:
+    assert "predicted_us" not in document()["results"][0]
+    assert document(rows=[RIGHT._replace(predicted_us=8.5)])["results"][0]["predicted_us"] == 8.5
 
 
 def test_wrong_data_is_not_okay() -> None:

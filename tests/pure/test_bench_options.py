@@ -56,6 +56,8 @@ def test_all_means_every_pair_that_has_a_meaning() -> None:
         (["all_reduce", "-b", "1Q"], "'1Q' is not a size"),
         (["all_reduce", "-b", "2K", "-e", "1K"], "-e 1K is below -b 2K"),
         (["all_reduce", "-b", "1K", "-e", "2K", "-i", "0"], "-i 0 never reaches -e"),
+        (["all_reduce", "--report", "x.pdf"], "must end with one of .html, .md, .csv"),
+        (["all_reduce", "--trace", "/no/such/x.json"], "there is no folder /no/such"),
         (["all_reduce", "-n", "0"], "'0' is not a whole number of at least 1"),
         (["all_reduce", "-d", "float8"], "--datatype 'float8' is not known"),
         (["all_reduce", "-o", "average"], "--op 'average' is not known"),
