@@ -13,6 +13,7 @@ import numpy as np
 
 from collectives.buffers import ArrayView, view
 from collectives.calls import COLLECTIVE_NUMBERS, QUICK, Calls, Request
+from collectives.levels import narrowed
 from collectives.measure import Meter, measure
 from collectives.measurement import Measurement
 from collectives.resolve import Operands, check_apart, make_program, operands, overlap
@@ -39,6 +40,7 @@ class Communicator(Calls):
 
     rank, size    of this process, and how many there are
     hosts         the ranks of each host, a tuple of tuples
+    groups        the same, nested further where hosts are near one another (racks, sites); None: hosts is all
     timeout_s     how long nothing may move in a call before DeadlineExceeded, unless a call says otherwise
     """
 
@@ -47,6 +49,7 @@ class Communicator(Calls):
         transport: Transport,
         names: Names,
         *,
+        groups: Groups | None = None,
         timeout_s: float = 60.0,
         lanes: int = 1,
         reproducible: bool = False,
@@ -55,7 +58,7 @@ class Communicator(Calls):
         on_fork: Callable[[], None] | None = None,
     ) -> None:
         self.rank, self.size, self.hosts = transport.rank, transport.size, transport.hosts
-        self._timeout_s, self._reproducible = timeout_s, reproducible
+        self._timeout_s, self._reproducible, self.groups = timeout_s, reproducible, groups
         self._transport, self._names, self._lanes, self._found = transport, names, lanes, found
         self._shared_memory = transport.shared_memory
         self._on_close, self._on_fork = on_close, on_fork
@@ -181,7 +184,14 @@ class Communicator(Calls):
         known = self._programs.get(key)
         if known is None:
             program = make_program(
-                request, arrays, self.rank, self.size, self.hosts, self._names, self._lanes, self._shared_memory
+                request,
+                arrays,
+                self.rank,
+                self.size,
+                self.groups or self.hosts,
+                self._names,
+                self._lanes,
+                self._shared_memory,
             )
             known = self._transport.compile(program, limit), program.scratch_bytes
             if len(self._programs) >= _MOST_PROGRAMS:
@@ -282,8 +292,8 @@ class Communicator(Calls):
         self._check_open()
         transport = self._transport.split(name, members, list(members).index(self.rank))
         child = Communicator(
-            transport, self._names, timeout_s=self.timeout_s, lanes=self._lanes, reproducible=self._reproducible,
-            found=f"split of {self._found}",
+            transport, self._names, groups=self.groups and narrowed(self.groups, members), timeout_s=self.timeout_s,
+            lanes=self._lanes, reproducible=self._reproducible, found=f"split of {self._found}",
         )  # fmt: skip
         child._parent = self
         self._children.add(child)

@@ -7,7 +7,8 @@ import weakref
 from typing import Any
 
 from collectives.communicator import Communicator
-from collectives.plan import COLLECTIVES, Hosts, algorithms
+from collectives.levels import Groups, checked, every_host
+from collectives.plan import COLLECTIVES, algorithms
 from transports import inproc, launchers
 from transports.engine.transport import EngineTransport
 from transports.failures import Names
@@ -19,21 +20,25 @@ _open: weakref.WeakSet[Communicator] = weakref.WeakSet()
 
 
 def connect_threads(
-    size: int, *, hosts: Hosts | None = None, reproducible: bool = False, timeout_s: float = 60.0
+    size: int, *, hosts: Groups | None = None, reproducible: bool = False, timeout_s: float = 60.0
 ) -> list[Communicator]:
     """One communicator for each of `size` ranks of this process; every rank is used from a thread of its own.
 
-    For tests and for learning: the executor is plain Python. `hosts` pretends that the ranks are on several hosts;
-    `reproducible` is as for `connect`.
+    For tests and for learning: the executor is plain Python. `hosts` pretends that the ranks are on several hosts,
+    or on hosts in groups: (((0, 1), (2, 3)), ((4, 5), (6, 7))) is two racks of two hosts. `reproducible` is as for
+    `connect`.
     """
     if size < 1:
         raise ValueError(f"size={size}: there must be at least one rank")
-    if hosts is not None and sorted(rank for host in hosts for rank in host) != list(range(size)):
-        raise ValueError(f"hosts={hosts} must hold each rank of range({size}) once")
+    groups = (tuple(range(size)),) if hosts is None else checked(hosts, size)
+    flat = tuple(every_host(groups))
     names = _names()
+    nested = None if groups == flat else groups
     return [
-        Communicator(transport, names, timeout_s=timeout_s, reproducible=reproducible, found="connect_threads")
-        for transport in inproc.connect_threads(size, names, hosts)
+        Communicator(
+            transport, names, groups=nested, timeout_s=timeout_s, reproducible=reproducible, found="connect_threads"
+        )
+        for transport in inproc.connect_threads(size, names, flat)
     ]
 
 

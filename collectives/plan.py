@@ -1,34 +1,29 @@
-"""What a collective is, what a step is, and the plan: every rank's steps, on chunk numbers, never on bytes.
+"""What a collective is, and the plan: every rank's steps, on chunk numbers, never on bytes.
 
-[Note: chunks] A collective works on one array, made of `blocks` (table `COLLECTIVES`); a plan cuts every
-block into `chunks` equal pieces. Piece j of block b is chunk b * chunks + j, so with D = blocks * chunks the
-data chunks are 0 .. D-1. Chunk p * D + c with p >= 1 is spare memory of the size of chunk c, empty when the
-plan begins.
-
-[Note: streaming] A step works byte by byte. Steps of one rank that touch the same chunk happen in the order
-they were yielded, each byte as soon as the step before has finished that byte (two that only read may
-overlap); other steps may overlap freely. Messages from one rank to another on one lane arrive in the order
-they were sent. So a chain of `Recv`, `Send` pipelines by itself, and a plan is a handful of steps whatever
-the size of the message.
+The steps are in steps.py, with what they mean [Note: chunks, streaming].
 """
-
-# A step's `count` hides tuple.count, which nobody calls on a step.
-# pyright: reportIncompatibleMethodOverride=false
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, TypeVar
+
+from collectives.compose import Blocks, Run, placed
+from collectives.levels import Groups, Hosts, Levels, checked, every_host
+from collectives.steps import Copy, Recv, RecvReduce, Reduce, Send, Step, Steps
 
 __all__ = [
     "COLLECTIVES",
     "Algorithm",
     "Collective",
     "Copy",
+    "Groups",
     "Hosts",
+    "Levels",
     "Plan",
     "Recv",
     "RecvReduce",
@@ -40,59 +35,9 @@ __all__ = [
     "algorithms",
     "find",
     "plan",
+    "registered",
     "unregister",
 ]
-
-
-class Send(NamedTuple):
-    """Stream chunks [chunk, chunk + count) to the peer."""
-
-    peer: int
-    chunk: int
-    count: int = 1
-    lane: int = 0
-
-
-class Recv(NamedTuple):
-    """Overwrite chunks [chunk, chunk + count) with what the peer streams."""
-
-    peer: int
-    chunk: int
-    count: int = 1
-    lane: int = 0
-
-
-class RecvReduce(NamedTuple):
-    """chunk = chunk op incoming; with `local_first=False`, incoming op chunk. The order fixes the bits."""
-
-    peer: int
-    chunk: int
-    count: int = 1
-    lane: int = 0
-    local_first: bool = True
-
-
-class Copy(NamedTuple):
-    """target = source, on this rank."""
-
-    source: int
-    target: int
-    count: int = 1
-
-
-class Reduce(NamedTuple):
-    """target = target op source, on this rank; with `target_first=False`, target = source op target."""
-
-    source: int
-    target: int
-    count: int = 1
-    target_first: bool = True
-
-
-Step = Send | Recv | RecvReduce | Copy | Reduce
-Steps = Iterator[Step]
-Hosts = tuple[tuple[int, ...], ...]
-"""The ranks of every host: a partition of range(size)."""
 
 
 @dataclass(frozen=True)
@@ -179,7 +124,7 @@ COLLECTIVES: dict[str, Collective] = {
 
 @dataclass(frozen=True)
 class Algorithm:
-    """A registered generator of steps: `generate(rank, size)`, and `root` and `hosts` where it takes them."""
+    """A registered generator of steps: `generate(rank, size)`, and what else it takes of what a plan provides."""
 
     collective: str
     name: str
@@ -187,39 +132,55 @@ class Algorithm:
     chunks: int | Callable[..., int]
     lanes: int | Callable[..., int]
     takes: frozenset[str]
+    near: bool
+    check: Callable[[tuple[str, ...]], object] | None
+    arguments: tuple[str, ...] = ()
 
     @property
     def builtin(self) -> bool:
         """True for the library's own, which its tests prove; a user's plan is proved before it runs."""
-        return self.generate.__module__.startswith("collectives.algorithms.")
+        named = {argument.partition("(")[0] for argument in self.arguments}
+        return _is_ours(self.generate) and all(_is_ours(a.generate) for a in _registry.values() if a.name in named)
 
 
+_PROVIDED = ("size", "root", "hosts", "levels", "arguments")
 _registry: dict[tuple[str, str], Algorithm] = {}
 _Generator = TypeVar("_Generator", bound=Callable[..., Iterable[Step]])
 
 
 def algorithm(
-    collective: str, name: str, *, chunks: int | Callable[..., int] = 1, lanes: int | Callable[..., int] = 1
+    collective: str,
+    name: str,
+    *,
+    chunks: int | Callable[..., int] = 1,
+    lanes: int | Callable[..., int] = 1,
+    near: bool = False,
+    arguments: Callable[[tuple[str, ...]], object] | None = None,
 ) -> Callable[[_Generator], _Generator]:
     """Registers a generator of one rank's steps under a name: a decorator, or `algorithm(...)(function)`.
 
-    The function is called as `function(rank, size)`, and is given `root` and `hosts` when it declares
-    parameters of these names. `chunks` is the number of pieces each block is cut into, `lanes` the number of
-    lanes its steps use; both may be functions of any of `size`, `root` and `hosts`, taken by name. Raises
-    ValueError for an unknown collective, a name already taken, or parameters that nobody provides.
+    The function is called as `function(rank, size)`, and is given what else it declares parameters for: `root`,
+    `hosts`, `levels` (hosts as `Levels`), `arguments`. `chunks` is the number of pieces each block is cut into,
+    `lanes` the number of lanes its steps use; both may be functions of any of these but `rank`, taken by name.
+
+    near         ranks with neighbouring numbers should be near each other: where the ranks of hosts do not follow
+                 one another, the function numbers them host by host
+    arguments    allows names like "name(a, b)", whose ("a", "b") it checks, with a ValueError if they are wrong
+
+    Raises ValueError for an unknown collective, a name already taken, or parameters that nobody provides.
     """
     _known(collective)
     if (collective, name) in _registry:
         raise ValueError(f"{collective} already has an algorithm {name!r}; unregister it first or choose another name")
 
     def register(generate: _Generator) -> _Generator:
-        takes = _parameters(generate, ("rank", "size", "root", "hosts"))
+        takes = _parameters(generate, ("rank", *_PROVIDED))
         if not takes >= {"rank", "size"}:
-            raise ValueError(f"{generate.__name__} must take (rank, size), and may take root and hosts")
+            raise ValueError(f"{generate.__name__} must take (rank, size), and may take root, hosts, levels, arguments")
         for count in (chunks, lanes):
             if callable(count):
-                _parameters(count, ("size", "root", "hosts"))
-        _registry[collective, name] = Algorithm(collective, name, generate, chunks, lanes, takes)
+                _parameters(count, _PROVIDED)
+        _registry[collective, name] = Algorithm(collective, name, generate, chunks, lanes, takes, near, arguments)
         return generate
 
     return register
@@ -230,6 +191,7 @@ def unregister(collective: str, name: str) -> None:
     find(collective, name)
     del _registry[collective, name]
     plan.cache_clear()
+    _with_arguments.cache_clear()
 
 
 def algorithms(collective: str) -> tuple[str, ...]:
@@ -238,26 +200,56 @@ def algorithms(collective: str) -> tuple[str, ...]:
     return tuple(name for owner, name in _registry if owner == collective)
 
 
+def registered(collective: str, name: str) -> bool:
+    """Whether a collective has an algorithm of that name, whose arguments, if any, are left aside."""
+    return (collective, name) in _registry or (collective, name.partition("(")[0]) in _registry
+
+
 def find(collective: str, name: str) -> Algorithm:
-    """The registered algorithm; ValueError with the known names when there is none."""
+    """The registered algorithm, for a name like "ring" or, where it takes arguments, "hierarchical(direct, ring)".
+
+    Raises ValueError with the known names when there is none, and when the arguments are wrong.
+    """
     _known(collective)
-    try:
+    if (collective, name) in _registry:
         return _registry[collective, name]
-    except KeyError:
+    spelled = re.fullmatch(r"(\w+)\((.*)\)", name.strip())
+    if spelled is None or (collective, spelled[1]) not in _registry:
         known = ", ".join(algorithms(collective)) or "none"
-        raise ValueError(f"{collective} has no algorithm {name!r}; there are: {known}") from None
+        raise ValueError(f"{collective} has no algorithm {name!r}; there are: {known}")
+    return _with_arguments(collective, spelled[1], _arguments(spelled[2]))
+
+
+@lru_cache(maxsize=256)
+def _with_arguments(collective: str, name: str, arguments: tuple[str, ...]) -> Algorithm:
+    base = _registry[collective, name]
+    if base.check is None:
+        raise ValueError(f"{collective} {name} takes no arguments, but {', '.join(arguments) or 'none'!r} was given")
+    base.check(arguments)
+    return replace(base, name=f"{name}({', '.join(arguments)})", arguments=arguments)
+
+
+def _arguments(text: str) -> tuple[str, ...]:
+    """What stands between the commas, those inside of brackets left alone."""
+    return tuple(part.strip() for part in re.split(r",(?![^(]*\))", text))
+
+
+def _is_ours(generate: Callable[..., object]) -> bool:
+    return generate.__module__.startswith("collectives.algorithms.")
 
 
 class Plan:
     """The steps of every rank for one collective, generated rank by rank when asked for.
 
-    `hosts` is a partition of range(size), or None for all ranks on one host; it is kept only when the
-    algorithm looks at it. Raises ValueError when the collective, the algorithm, the root or the hosts do not
-    make sense.
+    `hosts` is a partition of range(size) into hosts, or into groups of hosts to any depth (levels.py), or None
+    for all ranks on one host; it is kept only when the algorithm looks at it. Raises ValueError when the
+    collective, the algorithm, the root or the hosts do not make sense.
     """
 
     __slots__ = (
         "_algorithm",
+        "_levels",
+        "_near",
         "_steps",
         "algorithm",
         "blocks",
@@ -269,7 +261,7 @@ class Plan:
         "size",
     )
 
-    def __init__(self, collective: str, algorithm: str, size: int, root: int = 0, hosts: Hosts | None = None) -> None:
+    def __init__(self, collective: str, algorithm: str, size: int, root: int = 0, hosts: Groups | None = None) -> None:
         what, how = _known(collective), find(collective, algorithm)
         if size < 1:
             raise ValueError(f"a plan needs at least one rank, not {size}")
@@ -277,13 +269,14 @@ class Plan:
             raise ValueError(f"root {root} is not a rank of {size}")
         if root and not what.rooted:
             raise ValueError(f"{collective} has no root, but root={root} was given")
-        if hosts is not None and (not all(hosts) or sorted(r for host in hosts for r in host) != [*range(size)]):
-            raise ValueError(f"hosts {hosts} do not hold each rank of range({size}) exactly once")
-        self.collective, self.algorithm, self.size, self.root = collective, algorithm, size, root
-        self.hosts = hosts if "hosts" in how.takes else None
+        hosts = None if hosts is None else checked(hosts, size)
+        self.collective, self.algorithm, self.size, self.root = collective, how.name, size, root
         self.blocks = what.blocks(size)
         self._algorithm = how
         self._steps: dict[int, tuple[Step, ...]] = {}
+        self._near = _host_by_host(self, hosts) if how.near and hosts is not None else None
+        self.hosts = hosts if how.takes & {"hosts", "levels"} or self._near is not None else None
+        self._levels: Levels | None = None
         self.chunks = self._count("chunks", how.chunks)
         self.lanes = self._count("lanes", how.lanes)
 
@@ -297,8 +290,13 @@ class Plan:
 
     def generate(self, rank: int) -> Iterable[Step]:
         """What `steps` keeps, made anew: for who looks at the steps of ten thousand ranks once."""
+        if self._near is not None:
+            numbered, order, place = self._near
+            of_blocks = Blocks([(r,) for r in order], self.chunks)
+            parts = of_blocks if self.blocks > 1 else Run(0, self.chunks)
+            return placed(numbered, place[rank], order, parts, self.blocks * self.chunks)
         how = self._algorithm
-        return how.generate(rank, self.size, **self._given(how.takes & {"root", "hosts"}))
+        return how.generate(rank, self.size, **self._given(how.takes - {"rank", "size"}))
 
     @property
     def builtin(self) -> bool:
@@ -330,21 +328,32 @@ class Plan:
         return range(blocks.start * self.chunks, blocks.stop * self.chunks)
 
     def _given(self, names: Iterable[str]) -> dict[str, Any]:
-        given: dict[str, Any] = {"size": self.size, "root": self.root}
-        if "hosts" in names:
-            given["hosts"] = self.hosts or (tuple(range(self.size)),)
-        return {name: given[name] for name in names}
+        everything: dict[str, Any] = {"size": self.size, "root": self.root, "arguments": self._algorithm.arguments}
+        if "hosts" in names or "levels" in names:
+            hosts = everything["hosts"] = self.hosts or (tuple(range(self.size)),)
+            self._levels = everything["levels"] = self._levels or Levels(hosts)
+        return {name: everything[name] for name in names}
 
     def _count(self, what: str, count: int | Callable[..., int]) -> int:
         if callable(count):
-            count = count(**self._given(_parameters(count, ("size", "root", "hosts"))))
+            count = count(**self._given(_parameters(count, _PROVIDED)))
         if count < 1:
             raise ValueError(f"{self.collective} {self.algorithm} asks for {count} {what}; at least 1 is needed")
         return count
 
 
+def _host_by_host(plan: Plan, hosts: Groups) -> tuple[Plan, tuple[int, ...], dict[int, int]] | None:
+    """The plan for ranks numbered host by host, the ranks in that order and the place of each; None if they are."""
+    order = tuple(rank for host in every_host(hosts) for rank in host)
+    if order == tuple(range(plan.size)):
+        return None
+    place = {rank: i for i, rank in enumerate(order)}
+    root = place[plan.root] if COLLECTIVES[plan.collective].rooted else 0
+    return Plan(plan.collective, plan.algorithm, plan.size, root), order, place
+
+
 @lru_cache(maxsize=1024)
-def plan(collective: str, algorithm: str, size: int, root: int = 0, hosts: Hosts | None = None) -> Plan:
+def plan(collective: str, algorithm: str, size: int, root: int = 0, hosts: Groups | None = None) -> Plan:
     """The plan of a registered algorithm, cached. An unknown name raises ValueError with the known ones."""
     return Plan(collective, algorithm, size, root, hosts)
 

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 from collectives.buffers import ArrayView, check_op, empty, view
 from collectives.calls import COLLECTIVE_NUMBERS, REPRODUCIBLE, Request
 from collectives.choose import choose
+from collectives.levels import Groups, every_host
 from collectives.lower import ArrayLayout, lower
-from collectives.plan import COLLECTIVES, Hosts, Plan, algorithms, plan
+from collectives.plan import COLLECTIVES, Plan, algorithms, plan
 from collectives.verify import PlanError, verify
 from transports.failures import Names
 from transports.program import DTYPES, OPS, Action, Call, Kind, Place, Program, build
@@ -146,7 +147,7 @@ def make_program(
     arrays: list[Operands],
     rank: int,
     size: int,
-    hosts: Hosts,
+    groups: Groups,
     names: Names,
     lanes: int,
     shared_memory: bool,
@@ -158,7 +159,7 @@ def make_program(
     name = request.collective
     total_bytes = sum(_whole(name, a.blocks, size) * a.model.item_bytes for a in arrays)
     root = request.root if COLLECTIVES[name].rooted else 0
-    the_plan = _plan(request, total_bytes, size, root, hosts, shared_memory)
+    the_plan = _plan(request, total_bytes, size, root, groups, shared_memory)
     actions: list[Action] = []
     scratch_buffer, scratch_bytes = 2 * len(arrays), 0
     for i, array in enumerate(arrays):
@@ -178,15 +179,15 @@ def make_program(
     )  # fmt: skip
 
 
-def _plan(request: Request, total_bytes: int, size: int, root: int, hosts: Hosts, shared_memory: bool) -> Plan:
+def _plan(request: Request, total_bytes: int, size: int, root: int, groups: Groups, shared_memory: bool) -> Plan:
     """The plan of a call. A user's own is proved before it runs, and a named one that must be canonical as well."""
     name, algorithm = request.collective, request.algorithm.removeprefix(REPRODUCIBLE)
     reproducible, chosen = algorithm != request.algorithm, algorithm == "auto"
     if chosen:
-        algorithm = choose(name, total_bytes, size, hosts, shared_memory, reproducible=reproducible)
+        algorithm = choose(name, total_bytes, size, tuple(every_host(groups)), shared_memory, reproducible=reproducible)
 
     def planned(algorithm: str) -> Plan:
-        return plan(name, algorithm, size, root, hosts if len(hosts) > 1 else None)
+        return plan(name, algorithm, size, root, groups if len(groups) > 1 else None)
 
     def canonical(algorithm: str) -> bool:
         try:

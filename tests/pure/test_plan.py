@@ -80,10 +80,11 @@ def test_the_library_has_what_it_names() -> None:
             "ring",
             "recursive_doubling",
             "halving_doubling",
+            "binomial",
             "two_tree",
             "hierarchical",
         },
-        "reduce_scatter": {"direct", "ring", "halving", "hierarchical"},
+        "reduce_scatter": {"direct", "direct_canonical", "ring", "halving_canonical", "halving", "hierarchical"},
         "all_gather": {"direct", "ring", "doubling", "hierarchical"},
         "broadcast": {"direct", "ring", "binomial", "two_tree", "scatter_all_gather", "hierarchical"},
         "reduce": {"direct", "ring", "binomial", "two_tree", "hierarchical"},
@@ -104,7 +105,8 @@ def test_the_library_has_what_it_names() -> None:
         (("broadcast", "ring", 4, 4), "root 4 is not a rank of 4"),
         (("all_reduce", "ring", 4, 1), "all_reduce has no root, but root=1 was given"),
         (("all_reduce", "hierarchical", 3, 0, ((0, 1), (1, 2))), r"hosts .* each rank of range\(3\) exactly once"),
-        (("all_reduce", "hierarchical", 2, 0, ((0, 1), ())), r"hosts .* each rank of range\(2\) exactly once"),
+        (("all_reduce", "hierarchical", 2, 0, ((0, 1), ())), "a group of hosts is empty"),
+        (("all_reduce", "hierarchical", 3, 0, ((0, 1), 2)), "holds ranks and groups"),
     ],
 )
 def test_what_makes_no_sense_is_refused_with_what_would(given: tuple[str, str, int], message: str) -> None:
