@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 
 GRACE_S = 5.0  # for the survivors' own error, then SIGTERM
 KILL_S = 12.0  # from SIGTERM to SIGKILL: rank 0 may have three contenders to end
@@ -49,7 +49,7 @@ def run_ranks(
 
     previous = signal.signal(signal.SIGTERM, _exit_on_signal)
     ranks: list[subprocess.Popen[bytes]] = []
-    with tempfile.TemporaryDirectory(prefix="treering-store-") as directory:
+    with _own_directory("treering-store-") as directory:
         try:
             for rank in range(size):
                 ranks.append(
@@ -66,6 +66,15 @@ def run_ranks(
         finally:
             _end(ranks)
             signal.signal(signal.SIGTERM, previous)
+
+
+@contextlib.contextmanager
+def _own_directory(prefix: str) -> Generator[str]:
+    """A directory that ends with the block or with this process, however that dies: what removes it sees a pipe end."""
+    directory = tempfile.mkdtemp(prefix=prefix)
+    command = ["sh", "-c", 'read never; rm -rf "$0"', directory]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True):
+        yield directory
 
 
 def _wait(ranks: Sequence[subprocess.Popen[bytes]]) -> int:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-import tempfile
 from collections.abc import Sequence
 
 from .. import options
@@ -72,8 +70,7 @@ def main(argv: Sequence[str], prog: str) -> int:
 
 
 def _measure(cluster: EmulatedCluster, collectives: Sequence[str], flags: Sequence[str]) -> int:
-    with tempfile.TemporaryDirectory(prefix="treering-cluster-") as directory:
-        environment = cluster.surroundings().write(os.path.join(directory, "cluster.json"))
+    with cluster.surroundings().published() as environment:
         for collective in collectives:
             status = cluster.run([sys.executable, "-m", "bench", collective, *flags], environment)
             if status:

@@ -1,9 +1,11 @@
-"""What the ranks of a measurement are told of the emulated cluster that they run in: a file that a variable names."""
+"""What the ranks of a measurement are told of the emulated cluster that they run in: memory that a variable names."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+from collections.abc import Generator
 from typing import Any, NamedTuple
 
 VARIABLE = "TREERING_BENCH_CLUSTER"
@@ -15,11 +17,13 @@ class Surroundings(NamedTuple):
     commands: list[list[str]]  # for each rank, what begins a command line that runs where it does
     environment: dict[str, str]  # for the contenders
 
-    def write(self, path: str) -> dict[str, str]:
-        """Writes the file; the variable to give to the ranks."""
-        with open(path, "w", encoding="utf-8") as file:
+    @contextlib.contextmanager
+    def published(self) -> Generator[dict[str, str]]:
+        """The variable to give to the ranks; what it names is gone after the block, or with this process."""
+        with os.fdopen(os.memfd_create("cluster"), "w", encoding="utf-8") as file:
             json.dump(self._asdict(), file)
-        return {VARIABLE: path}
+            file.flush()
+            yield {VARIABLE: f"/proc/{os.getpid()}/fd/{file.fileno()}"}
 
 
 def surroundings() -> Surroundings | None:

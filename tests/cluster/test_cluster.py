@@ -102,12 +102,13 @@ def test_closing_ends_the_programs_and_leaves_nothing() -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_nothing_is_left_when_the_bench_is_ended(number: signal.Signals) -> None:
+def test_nothing_is_left_when_the_bench_is_ended(number: signal.Signals, tmp_path: Path) -> None:
     before = net_namespaces()
     flags = ["--hosts", "2", "--ranks-per-host", "2", "--link", "10mbit", "all_reduce", "-b", "16M", "-e", "16M"]
     bench = subprocess.Popen(
         [sys.executable, "-m", "bench", "cluster", *flags],
         cwd=ROOT,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
@@ -120,7 +121,9 @@ def test_nothing_is_left_when_the_bench_is_ended(number: signal.Signals) -> None
         for state in (path.stat() for path in Path(f"/proc/{bench.pid}/task").glob("*/ns/net"))
     } - before
     assert len(made) == 3
+    assert os.listdir(tmp_path)  # where the ranks have met
     bench.send_signal(number)
     bench.stdout.read()  # until all that hold it have ended
     assert bench.wait(PATIENCE_S) == (-number if number == signal.SIGKILL else 128 + number)
     wait_until(lambda: not made & net_namespaces())
+    wait_until(lambda: not os.listdir(tmp_path))
