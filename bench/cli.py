@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from . import options
 from .emulate import command as emulate_command
+from .pairwise import command as pairwise_command
 from .report import command as report_command
 from .start import start
 
@@ -36,6 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return emulate_command.main(given[1:], f"{prog} cluster")
         if given and given[0] == "report":
             return report_command.main(given[1:], "treering report")
+        if given and given[0] == "pairwise":
+            return pairwise_command.main(given[1:], f"{prog} pairwise")
         chosen = options.parse(given, prog)
 
         def measure(comm: Communicator) -> bool:
