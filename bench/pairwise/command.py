@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import sys
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bench import jsonfile, sizes
+from bench import jsonfile, report, sizes
+from bench.about import about
 from bench.start import start
 from bench.table import shrink
 
@@ -31,6 +33,7 @@ class Options(NamedTuple):
     size_bytes: int
     json_path: str | None
     svg_path: str | None
+    report_path: str | None
     timeout_s: float
 
 
@@ -57,15 +60,20 @@ def parse(argv: Sequence[str], prog: str) -> Options:
     flag("--ranks", type=int, default=None, metavar="N", help="start N ranks on this machine")
     flag("--transport", choices=TRANSPORTS, default="auto", help="how bytes move; inproc: ranks are threads (auto)")
     flag("-e", "--maxbytes", type=_size, default=4 << 20, metavar="SIZE", help="the message for the bandwidth (4M)")
-    flag("--json", default=None, metavar="FILE", help="write the matrices there")
+    flag("-J", "--json", default=None, metavar="FILE", help="write the matrices there")
     flag("--svg", default=None, metavar="FILE", help="draw them there, as heat maps")
+    flag("--report", default=None, metavar="FILE", help=f"write a report there: {', '.join(report.FORMATS)}")
     flag("--timeout", type=float, default=60.0, metavar="S", help="seconds without progress that end the run (60)")
     given = made.parse_args(argv)
     if given.ranks is not None and given.ranks < 1:
         made.error(f"--ranks {given.ranks} is not a whole number of at least 1")
     if not given.timeout > 0:
         made.error("--timeout takes seconds above 0")
-    return Options(given.ranks, given.transport, given.maxbytes, given.json, given.svg, given.timeout)
+    if given.report is not None and not given.report.endswith(report.FORMATS):
+        made.error(f"--report {given.report}: its name must end with one of {', '.join(report.FORMATS)}")
+    return Options(
+        given.ranks, given.transport, given.maxbytes, given.json, given.svg, given.report, given.timeout
+    )  # fmt: skip
 
 
 def _size(text: str) -> int:
@@ -99,16 +107,24 @@ def run(comm: Communicator, options: Options, args: Sequence[str]) -> bool:
     print(text(found, slow, comm.transport), flush=True)
     for rank, level, count, pairs in slow_ranks(slow, found.levels):
         print(f"# Rank {rank} ({found.hosts[rank]}) is in {count} slow pairs of its {pairs} of class {level}")
+    whole = {
+        **document(found, slow),
+        "start_time": start_time,
+        "args": list(args),
+        "config": {"ranks": comm.size, "transport": comm.transport},
+        "treering": about(()),
+    }
     if options.json_path:
-        more = {"start_time": start_time, "args": list(args), "transport": comm.transport}
-        jsonfile.write(options.json_path, {**document(found, slow), **more})
+        jsonfile.write(options.json_path, whole)
         print(f"# JSON written to {options.json_path}", flush=True)
     if options.svg_path:
         from .picture import picture
 
-        with open(options.svg_path, "w", encoding="utf-8") as file:
-            file.write(picture(found, slow))
+        jsonfile.write_text(options.svg_path, picture(found, slow))
         print(f"# SVG written to {options.svg_path}", flush=True)
+    if options.report_path:
+        report.write(options.report_path, [("pairwise", json.loads(json.dumps(whole)))])
+        print(f"# report written to {options.report_path}", flush=True)
     return True
 
 

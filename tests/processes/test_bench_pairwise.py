@@ -16,7 +16,9 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.parametrize(("ranks", "transport"), [(1, "auto"), (2, "shm"), (3, "inproc"), (4, "tcp")])
 def test_every_pair_is_measured(ranks: int, transport: str, tmp_path: Path) -> None:
     matrix, picture = tmp_path / "pairs.json", tmp_path / "pairs.svg"
-    flags = ["--ranks", str(ranks), "--transport", transport, "-e", "64K", "--json", str(matrix), "--svg", str(picture)]
+    page = tmp_path / "pairs.html"
+    files = ["--json", str(matrix), "--svg", str(picture), "--report", str(page)]
+    flags = ["--ranks", str(ranks), "--transport", transport, "-e", "64K", *files]
     done = subprocess.run(
         [sys.executable, "-m", "bench", "pairwise", *flags],
         cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
@@ -35,6 +37,7 @@ def test_every_pair_is_measured(ranks: int, transport: str, tmp_path: Path) -> N
                 assert latency_us == found["latency_us"][b][a]
                 assert 0.05 < latency_us < 1e5
                 assert 1e-4 < bandwidth < 1e3
+    assert "All pairs" in page.read_text()
     assert ET.parse(picture).getroot().tag.endswith("svg")
 
 

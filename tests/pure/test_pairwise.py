@@ -181,8 +181,10 @@ def test_any_number_of_ranks_can_be_drawn(size: int) -> None:
 
 
 def test_the_flags() -> None:
-    options = parse(["--ranks", "3", "--transport", "tcp", "-e", "64K", "--json", "a", "--svg", "b"], "bench")
-    assert options == (3, "tcp", 64 << 10, "a", "b", 60.0)
+    options = parse(
+        ["--ranks", "3", "--transport", "tcp", "-e", "64K", "--json", "a", "--svg", "b", "--report", "c.md"], "bench"
+    )
+    assert options == (3, "tcp", 64 << 10, "a", "b", "c.md", 60.0)
 
 
 @pytest.mark.parametrize(
@@ -195,6 +197,7 @@ def test_the_flags() -> None:
         (["-e", "2G"], "from 1 byte to 1G"),
         (["--transport", "smoke"], "invalid choice"),
         (["--timeout", "-1"], "--timeout"),
+        (["--report", "a.pdf"], "must end with one of .html"),
         (["all_reduce"], "unrecognized"),
     ],
 )
