@@ -15,7 +15,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple, Union
+from typing import Any, NamedTuple, Union, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -128,6 +128,26 @@ class Cluster:
     def link_bandwidths_bytes_per_s(self) -> FloatArray:
         """The bandwidth of each link, by number."""
         return np.array([link.bandwidth_bytes_per_s for link in self.links], np.float64)
+
+    @cached_property
+    def group_numbers(self) -> tuple[NDArray[np.int64], ...]:
+        """For each level, outermost first, the number of the group that each rank is in."""
+        numbers = [np.zeros(self.size, np.int64) for _ in self.levels]
+
+        def walk(groups: Groups, depth: int) -> list[int]:
+            if depth == len(numbers):
+                return list(cast("tuple[int, ...]", groups))
+            ranks: list[int] = []
+            for group in cast("tuple[Groups, ...]", groups):
+                inside = walk(group, depth + 1)
+                numbers[depth][inside] = count[depth]
+                count[depth] += 1
+                ranks += inside
+            return ranks
+
+        count = [0] * len(numbers)
+        walk(self.groups, 0)
+        return tuple(numbers)
 
     def described(self, name: str, devices: Sequence[Device] = ()) -> Cluster:
         """The same cluster under another name, and what it is made of; files keep both."""

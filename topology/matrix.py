@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from topology.cluster import Cluster, Groups
+from topology.cluster import Cluster
 from topology.units import spell_bytes_per_s, spell_s
 
-__all__ = ["connection", "show"]
+__all__ = ["connection", "legend", "show"]
 
 MOST_COLUMNS = 32
 
@@ -50,13 +50,8 @@ def connection(cluster: Cluster, source: int, target: int) -> str:
         return f"NV{min(lanes)}" if lanes else next((kind for kind in kinds if kind), "-")
     if not cluster.levels:
         return str(len(path))
-    group, meets = cluster.groups, "NET"
-    for level in cluster.levels:
-        inside = [g for g in group if isinstance(g, tuple) and {source, target} <= _ranks(g)]
-        if not inside:
-            break
-        group, meets = inside[0], level.upper()
-    return meets
+    inner = zip(reversed(cluster.levels), reversed(cluster.group_numbers), strict=True)
+    return next((level.upper() for level, group in inner if group[source] == group[target]), "NET")
 
 
 def show(cluster: Cluster) -> str:
@@ -80,16 +75,17 @@ def show(cluster: Cluster) -> str:
         lines.append(name.rjust(margin) + "".join(cell.center(width) for cell in row).rstrip())
     if cluster.size > len(ranks):
         lines.append(f"... the first {len(ranks)} of {cluster.size} ranks")
-    lines += ["", *_legend(cluster, pairs, {cell for column in columns for cell in column})]
+    lines += ["", *legend(cluster, pairs, {cell for column in columns for cell in column})]
     if cluster.devices:
         widest = max(len(device.name) for device in cluster.devices)
         lines += ["", *(f"{device.name.ljust(widest)}  {device.about}".rstrip() for device in cluster.devices)]
     return "\n".join(lines) + "\n"
 
 
-def _legend(cluster: Cluster, pairs: dict[str, list[tuple[int, int]]], more: set[str]) -> Iterable[str]:
-    words = list(pairs) + sorted(more - pairs.keys())
-    margin = max(map(len, words))
+def legend(cluster: Cluster, pairs: dict[str, list[tuple[int, int]]], more: set[str] | None = None) -> Iterable[str]:
+    """A line for each word: what it means, and for pairs of ranks the range of their latencies and bandwidths."""
+    words = list(pairs) + sorted((more or set()) - pairs.keys())
+    margin = max(map(len, words), default=0)
     for word in words:
         line = f"{word.ljust(margin)}  {_meaning(cluster, word)}"
         if word in pairs and word != "X":
@@ -116,7 +112,3 @@ def _round(value: float, time: bool) -> str:
 
 def _range(ends: list[str]) -> str:
     return ends[0] if ends[0] == ends[1] else f"{ends[0]} to {ends[1]}"
-
-
-def _ranks(group: int | Groups) -> set[int]:
-    return {group} if isinstance(group, int) else {rank for member in group for rank in _ranks(member)}
