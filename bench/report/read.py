@@ -213,7 +213,8 @@ def _matrix(whole: _Part, key: str, size: int) -> tuple[tuple[float | None, ...]
 
 def _facts(whole: _Part, config: _Part, own: _Part | None) -> tuple[tuple[str, str], ...]:
     """What is known of the run, in the order in which it is shown."""
-    found: dict[str, Any] = {"command": " ".join(map(str, whole.optional("args") or []))}
+    args: Any = whole.optional("args")
+    found: dict[str, Any] = {"command": " ".join(["treering bench", *map(str, args)]) if isinstance(args, list) else ""}
     for key in ("ranks", "transport", "array", "prepared", "iterations", "warmup_iters"):
         found[key.replace("_iters", " iterations")] = config.optional(key)
     devices: Any = config.optional("devices")
@@ -222,7 +223,7 @@ def _facts(whole: _Part, config: _Part, own: _Part | None) -> tuple[tuple[str, s
         found["hosts"] = ", ".join(f"{name} ({names.count(name)} ranks)" for name in dict.fromkeys(names))
     cluster: Any = config.optional("cluster")
     if isinstance(cluster, dict):
-        found["emulated cluster"] = ", ".join(f"{key} {value}" for key, value in cluster.items())  # pyright: ignore
+        found["emulated cluster"] = ", ".join(f"{key} {value}" for key, value in cluster.items() if value is not None)  # pyright: ignore
     if own:
         versions: Any = own.optional("versions")
         if isinstance(versions, dict):
