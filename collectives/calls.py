@@ -31,7 +31,7 @@ from collectives.plan import COLLECTIVES
 
 __all__ = ["COLLECTIVE_NUMBERS", "QUICK", "REPRODUCIBLE", "Calls", "Request"]
 
-QUICK = frozenset({"all_reduce", "reduce", "reduce_scatter", "all_gather", "broadcast", "all_to_all"})
+QUICK = frozenset({"all_reduce", "reduce", "reduce_scatter", "all_gather", "broadcast", "all_to_all", "scan", "exscan"})
 """The collectives whose calls may be answered by `_quick`."""
 COLLECTIVE_NUMBERS = {name: number for number, name in enumerate(COLLECTIVES)}
 REPRODUCIBLE = "reproducible "
@@ -39,7 +39,7 @@ REPRODUCIBLE = "reproducible "
 _ALL_REDUCE, _REDUCE = COLLECTIVE_NUMBERS["all_reduce"], COLLECTIVE_NUMBERS["reduce"]
 _REDUCE_SCATTER, _ALL_GATHER = COLLECTIVE_NUMBERS["reduce_scatter"], COLLECTIVE_NUMBERS["all_gather"]
 _BROADCAST, _ALL_TO_ALL = COLLECTIVE_NUMBERS["broadcast"], COLLECTIVE_NUMBERS["all_to_all"]
-
+_SCAN, _EXSCAN = COLLECTIVE_NUMBERS["scan"], COLLECTIVE_NUMBERS["exscan"]
 _BARRIER = COLLECTIVE_NUMBERS["barrier"]
 _TOKEN = np.zeros(1, np.uint8)  # what a barrier moves: a byte that nobody looks at, so that steps wait for it
 
@@ -213,6 +213,47 @@ class Calls:
             if result is not NotImplemented:
                 return result
         return self._call(Request("all_to_all", x, out, "sum", -1, algorithm, _tuple(sizes), timeout_s))
+
+    def scan(
+        self,
+        x: Any,
+        *,
+        op: str = "sum",
+        out: Any = None,
+        algorithm: str = "auto",
+        reproducible: bool | None = None,
+        timeout_s: float | None = None,
+    ) -> Any:
+        """The element-wise combination of the `x` of ranks 0 to r, on rank r. Same shape as `x`."""
+        if reproducible or (reproducible is None and self._reproducible):
+            algorithm = _reproducibly(algorithm)
+        if timeout_s is None:
+            result = self._quick(_SCAN, x, out, op, -1, algorithm)
+            if result is not NotImplemented:
+                return result
+        return self._call(Request("scan", x, out, op, -1, algorithm, None, timeout_s))
+
+    def exscan(
+        self,
+        x: Any,
+        *,
+        op: str = "sum",
+        out: Any = None,
+        algorithm: str = "auto",
+        reproducible: bool | None = None,
+        timeout_s: float | None = None,
+    ) -> Any:
+        """The element-wise combination of the `x` of ranks 0 to r - 1, on rank r. Same shape as `x`.
+
+        Nobody comes before rank 0: there `out` is left as it was, and a new array holds zeros.
+        """
+        if reproducible or (reproducible is None and self._reproducible):
+            algorithm = _reproducibly(algorithm)
+        if timeout_s is None:
+            result = self._quick(_EXSCAN, x, out, op, -1, algorithm)
+            if result is not NotImplemented:
+                return result
+        return self._call(Request("exscan", x, out, op, -1, algorithm, None, timeout_s))
 
     def barrier(self, *, algorithm: str = "auto", timeout_s: float | None = None) -> Any:
         """Returns on each rank once every rank has called it."""

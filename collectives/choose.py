@@ -23,6 +23,8 @@ _SHARED_MEMORY: _Table = {
     "all_gather": ((_ANY, "direct"),),
     "broadcast": ((64 * _KIB, "binomial"), (_ANY, "two_tree")),
     "reduce": ((64 * _KIB, "binomial"), (_ANY, "direct")),
+    "scan": ((128 * _KIB, "recursive_doubling"), (_ANY, "two_tree")),
+    "exscan": ((128 * _KIB, "recursive_doubling"), (_ANY, "two_tree")),
 }
 _NETWORK: _Table = {
     "all_reduce": ((32 * _KIB, "recursive_doubling"), (128 * _KIB, "two_tree"), (_ANY, "halving_doubling")),
@@ -30,16 +32,22 @@ _NETWORK: _Table = {
     "all_gather": ((64 * _KIB, "doubling"), (_ANY, "ring")),
     "broadcast": ((64 * _KIB, "binomial"), (_ANY, "two_tree")),
     "reduce": ((64 * _KIB, "binomial"), (_ANY, "two_tree")),
+    "scan": ((64 * _KIB, "recursive_doubling"), (_ANY, "two_tree")),
+    "exscan": ((64 * _KIB, "recursive_doubling"), (_ANY, "two_tree")),
 }
 _SHARED_MEMORY_CANONICAL: _Table = {
     "all_reduce": ((8 * _KIB, "one_shot"), (32 * _KIB, "recursive_doubling"), (_ANY, "binomial")),
     "reduce_scatter": ((_ANY, "direct_canonical"),),
     "reduce": ((_ANY, "binomial"),),
+    "scan": ((_ANY, "recursive_doubling"),),
+    "exscan": ((_ANY, "recursive_doubling"),),
 }
 _NETWORK_CANONICAL: _Table = {
     "all_reduce": ((32 * _KIB, "recursive_doubling"), (_ANY, "halving_doubling")),
     "reduce_scatter": ((_ANY, "halving_canonical"),),
     "reduce": ((_ANY, "binomial"),),
+    "scan": ((_ANY, "recursive_doubling"),),
+    "exscan": ((_ANY, "recursive_doubling"),),
 }
 _MANY_RANKS = 16  # from here on a link to everybody costs more memory and time than it saves, in shared memory too
 _ONLY = {"gather": "direct", "scatter": "direct", "all_to_all": "direct", "barrier": "dissemination"}
@@ -60,7 +68,7 @@ def choose(
         return next(name for limit, name in table[collective] if nbytes <= limit)
     if collective in _ONLY:
         return _ONLY[collective]
-    if 1 < len(hosts) < size:
+    if 1 < len(hosts) < size and collective not in ("scan", "exscan"):
         return "hierarchical"
     table = _SHARED_MEMORY if near else _NETWORK
     return next(name for limit, name in table[collective] if nbytes <= limit)

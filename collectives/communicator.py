@@ -128,6 +128,14 @@ class Communicator(Calls):
         """`all_to_all` in the background; takes the same arguments."""
         return self._started.all_to_all(x, **options)
 
+    def scan_async(self, x: Any, **options: Any) -> Work:
+        """`scan` in the background; takes the same arguments."""
+        return self._started.scan(x, **options)
+
+    def exscan_async(self, x: Any, **options: Any) -> Work:
+        """`exscan` in the background; takes the same arguments."""
+        return self._started.exscan(x, **options)
+
     def barrier_async(self, **options: Any) -> Work:
         """`barrier` in the background; takes the same arguments."""
         return self._started.barrier(**options)
@@ -160,7 +168,8 @@ class Communicator(Calls):
         x, out = request.x, request.out
         usual = request.timeout_s is None and request.sizes is None and request.collective in QUICK
         single = resolved.single
-        if self._table is None or not usual or single is None or single.copied:
+        zeros = request.collective == "exscan" and self.rank == 0 and out is None  # which the transport does not make
+        if self._table is None or not usual or single is None or single.copied or zeros:
             return
         number = COLLECTIVE_NUMBERS[request.collective]
         self._table.add(

@@ -118,6 +118,16 @@ COLLECTIVES: dict[str, Collective] = {
         ),
         # One byte whose value is of no interest: only that every rank has heard of every rank.
         Collective("barrier", False, _one, _whole, _whole, _sum),
+        Collective("scan", False, _one, _whole, _whole, lambda rank, block, size, root: ((2 << rank) - 1, block)),
+        # Rank 0 has nobody before it, and gets nothing.
+        Collective(
+            "exscan",
+            False,
+            _one,
+            _whole,
+            lambda rank, size, root: range(1 if rank else 0),
+            lambda rank, block, size, root: ((1 << rank) - 1, block),
+        ),
     )
 }
 

@@ -22,7 +22,7 @@ from transports.program import DTYPES, OPS, Action, Call, Kind, Place, Program, 
 
 __all__ = ["Operands", "check_apart", "make_program", "operands", "overlap"]
 
-_REDUCING = frozenset({"all_reduce", "reduce", "reduce_scatter"})
+_REDUCING = frozenset({"all_reduce", "reduce", "reduce_scatter", "scan", "exscan"})
 _ALIGN_BYTES = 64
 _proof = lru_cache(maxsize=256)(verify)
 
@@ -55,10 +55,15 @@ def operands(request: Request, x: Any, out: Any, rank: int, size: int) -> Operan
     blocks, shape = _shapes(request, given, rank, size, out)
     if name in _REDUCING:
         check_op(request.op, given)
+    if name == "exscan" and not gets:  # nobody promises rank 0 anything, but it has a result like the others
+        gets = True
+        new = _zeros(x, shape)
+    else:
+        new = empty(x, shape)
     if not gets:
         return Operands(given, None, blocks, given, shape, None)
     if out is None:
-        return Operands(given if gives else None, None, blocks, given, shape, empty(x, shape))
+        return Operands(given if gives else None, None, blocks, given, shape, new)
     result = view(out, out=True)
     if result.shape != shape or result.dtype_name != given.dtype_name:
         raise ValueError(
@@ -68,10 +73,21 @@ def operands(request: Request, x: Any, out: Any, rank: int, size: int) -> Operan
     return Operands(given if gives else None, result, blocks, given, shape, None)
 
 
+def _zeros(like: Any, shape: tuple[int, ...]) -> Callable[[], Any]:
+    new = empty(like, shape)
+
+    def zeros() -> Any:
+        array = new()
+        array[...] = 0
+        return array
+
+    return zeros
+
+
 def _shapes(request: Request, x: ArrayView, rank: int, size: int, out: Any) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The elements of every block, and the shape of the result on a rank that gets one."""
     name, sizes = request.collective, request.sizes
-    if name in ("all_reduce", "reduce", "broadcast", "barrier"):
+    if name in ("all_reduce", "reduce", "broadcast", "barrier", "scan", "exscan"):
         return (x.elements,), x.shape
     rows, rest = (x.shape[0], x.shape[1:]) if x.shape else (1, ())
     row = x.elements // rows if rows else _product(rest)
@@ -175,7 +191,7 @@ def make_program(
     call = _fingerprint(request, arrays, size, root, names.algorithm(the_plan.algorithm))
     return build(
         actions, call, buffers=scratch_buffer + 1, scratch_bytes=scratch_bytes,
-        divisor=size if request.op == "mean" else 1,
+        divisor=_contributors(name, rank, size, root) if request.op == "mean" else 1,
     )  # fmt: skip
 
 
@@ -204,6 +220,12 @@ def _plan(request: Request, total_bytes: int, size: int, root: int, groups: Grou
             f"{algorithm!r} does not on {size} ranks; these do: {', '.join(filter(canonical, algorithms(name)))}"
         )
     return the_plan
+
+
+def _contributors(collective: str, rank: int, size: int, root: int) -> int:
+    """How many ranks' data are in this rank's result, where it has one."""
+    spec = COLLECTIVES[collective]
+    return max((spec.promise(rank, b, size, root)[0].bit_count() for b in spec.outputs(rank, size, root)), default=1)
 
 
 def _whole(collective: str, blocks: tuple[int, ...], size: int) -> int:

@@ -1,8 +1,9 @@
 """Proves a plan: runs all ranks' steps on symbols instead of numbers, before a single byte moves.
 
 A chunk's symbol is the set of ranks that have contributed to it and the chunk of theirs that it is made of. A
-plan is right when every output chunk ends with what the collective promises, each rank counted once, whatever
-the order in which independent steps happen; `graph.build` shows that they all can happen.
+plan is right when every output chunk ends with what the collective promises, each rank counted once, and in a
+scan combined in rank order, whatever the order in which independent steps happen; `graph.build` shows that they
+all can happen.
 """
 
 from __future__ import annotations
@@ -99,6 +100,9 @@ def canonical_siblings(size: int) -> dict[int, int]:
     neighbours, which leaves q values in rank order; neighbours among these are combined, then neighbours
     among the results, to the end. Five ranks: ((0 + 1) + 2) + (3 + 4). The tree is in rank order and
     ceil(log2 size) deep.
+
+    In a scan the ranks from a to b are split so that the right operand has the largest power of two of them that
+    leaves some for the left. Ranks 0 to 4: 0 + ((1 + 2) + (3 + 4)).
     """
     q = 1 << (size.bit_length() - 1)
     masks = [3 << 2 * i if i < size - q else 1 << (i + size - q) for i in range(q)]
@@ -114,6 +118,7 @@ def _run(graph: Graph, sent: dict[tuple[int, int], int]) -> list[dict[int, Symbo
     """Carries the symbols through the graph; returns what every chunk of every rank holds at the end."""
     plan, ends = graph.plan, graph.ends
     siblings = canonical_siblings(plan.size)
+    scans = plan.collective in ("scan", "exscan")
     once = plan.collective != "barrier"  # hearing of a rank twice does no harm there
     memory = [{c: (1 << rank, c, True) for c in plan.input_chunks(rank)} for rank in range(plan.size)]
     for node in graph.order:
@@ -147,7 +152,13 @@ def _run(graph: Graph, sent: dict[tuple[int, int], int]) -> list[dict[int, Symbo
                 raise _wrong_sum(end, write + offset, b, a)
             if first:
                 a, b = b, a
-            target[write + offset] = (a[0] | b[0], a[1], a[2] and b[2] and siblings.get(a[0]) == b[0])
+            if scans:
+                if a[0].bit_length() != (b[0] & -b[0]).bit_length() - 1:
+                    raise _wrong_order(end, write + offset, a, b)
+                canonical = _canonical_split(a[0], b[0])
+            else:
+                canonical = siblings.get(a[0]) == b[0]
+            target[write + offset] = (a[0] | b[0], a[1], a[2] and b[2] and canonical)
     return memory
 
 
@@ -158,6 +169,19 @@ def _wrong_sum(end: End, chunk: int, local: Symbol, incoming: Symbol) -> PlanErr
         trouble = f"{_ranks(local[0] & incoming[0])} would count twice"
     return PlanError(
         f"{where(end)}: chunk {chunk} holds {_describe(local)} and is combined with {_describe(incoming)}: {trouble}"
+    )
+
+
+def _canonical_split(left: int, right: int) -> bool:
+    """Whether two neighbouring intervals of ranks are the operands that a scan's canonical order has."""
+    ranks = left.bit_count() + right.bit_count()
+    return right.bit_count() == 1 << ((ranks - 1).bit_length() - 1)
+
+
+def _wrong_order(end: End, chunk: int, left: Symbol, right: Symbol) -> PlanError:
+    return PlanError(
+        f"{where(end)}: chunk {chunk} becomes {_ranks(left[0])} op {_ranks(right[0])}: in a scan the left operand is "
+        f"the ranks next below those of the right one"
     )
 
 

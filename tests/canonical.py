@@ -10,7 +10,16 @@ import numpy as np
 from collectives import Communicator, algorithms, plan, verify
 from tests.references import Array, dtype_of
 
-__all__ = ["FLOATS", "SLICES", "assert_bits", "assert_reproducible", "canonical_algorithms", "canonical_sum", "wild"]
+__all__ = [
+    "FLOATS",
+    "SLICES",
+    "assert_bits",
+    "assert_reproducible",
+    "canonical_algorithms",
+    "canonical_prefix",
+    "canonical_sum",
+    "wild",
+]
 
 FLOATS = ("float32", "float16", "bfloat16")
 SLICES = (slice(0, 1), slice(7, 12), slice(3, 1003), slice(64, 40_064), slice(0, 262_144))
@@ -32,6 +41,14 @@ def canonical_sum(xs: Sequence[Array]) -> Array:
     while len(level) > 1:
         level = [a + b for a, b in zip(level[::2], level[1::2], strict=True)]
     return level[0]
+
+
+def canonical_prefix(xs: Sequence[Array]) -> Array:
+    """The right operand has the largest power of two of the ranks that leaves some for the left."""
+    if len(xs) == 1:
+        return xs[0]
+    right = 1 << ((len(xs) - 1).bit_length() - 1)
+    return canonical_prefix(xs[:-right]) + canonical_prefix(xs[-right:])
 
 
 def canonical_algorithms(comm: Communicator, collective: str, root: int = 0) -> list[str]:
@@ -61,6 +78,14 @@ def assert_reproducible(comm: Communicator, dtype: str, **options: Any) -> None:
             for how, call in calls if number == 2 else calls[:1]:
                 found = call(mine[part], algorithm=name, **options)
                 assert_bits(found, wanted[part], (how, name, part, dtype))
+    for number, part in enumerate(SLICES):
+        for name in canonical_algorithms(comm, "scan") if number % 2 else ["auto"]:
+            found = comm.scan(mine[part], algorithm=name, **options)
+            assert_bits(found, canonical_prefix([x[part] for x in xs[: comm.rank + 1]]), ("scan", name, part, dtype))
+        for name in canonical_algorithms(comm, "exscan") if number % 2 else ["auto"]:
+            found = comm.exscan(mine[part], algorithm=name, **options)
+            if comm.rank:
+                assert_bits(found, canonical_prefix([x[part] for x in xs[: comm.rank]]), ("exscan", name, part, dtype))
     root = comm.size // 2
     for name in canonical_algorithms(comm, "reduce", root):
         for part in SLICES:

@@ -105,6 +105,10 @@ def expected(
         return None
     if collective in ("all_reduce", "reduce"):
         return combined(op, xs)
+    if collective == "scan":
+        return combined(op, xs[: rank + 1])
+    if collective == "exscan":
+        return combined(op, xs[:rank]) if rank else None
     if collective == "broadcast":
         return xs[root]
     if collective in ("all_gather", "gather"):

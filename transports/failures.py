@@ -34,7 +34,7 @@ class Reason:
 
 _DTYPE_NAMES = {number: name for name, (number, _) in DTYPES.items()}
 _OP_NAMES = {**{number: name for name, number in OPS.items()}, len(OPS): "mean"}
-_REDUCING = frozenset({"all_reduce", "reduce", "reduce_scatter"})
+_REDUCING = frozenset({"all_reduce", "reduce", "reduce_scatter", "scan", "exscan"})
 _ROOTED = frozenset({"broadcast", "reduce", "gather", "scatter"})
 
 

@@ -15,6 +15,7 @@ from collectives.algorithms import (  # noqa: I001
     scatter_all_gather,
     hierarchical,
     barrier,
+    scan,
 )
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "hierarchical",
     "recursive_doubling",
     "ring",
+    "scan",
     "scatter_all_gather",
     "two_tree",
 ]

@@ -60,7 +60,7 @@ def broadcast(rank: int, size: int, root: int) -> Steps:
         if rank != root:
             yield from _down(rank, size, tree, root)
         elif size > 1:
-            yield Send(_top(size - 1, tree, root), tree, lane=tree)
+            yield Send(top(size - 1, tree, root), tree, lane=tree)
 
 
 @algorithm("reduce", "two_tree", chunks=2, lanes=2, near=True)
@@ -79,8 +79,8 @@ def reduce(rank: int, size: int, root: int) -> Steps:
         if rank != root:
             yield from _up(rank, size, tree, root)
         elif size > 1:
-            top = _top(size - 1, tree, root)
-            yield RecvReduce(top, tree, lane=tree, local_first=rank < top)
+            child = top(size - 1, tree, root)
+            yield RecvReduce(child, tree, lane=tree, local_first=rank < child)
 
 
 def _up(rank: int, size: int, tree: int, outside: int | None) -> Steps:
@@ -120,7 +120,8 @@ def neighbours(rank: int, size: int, tree: int, outside: int | None) -> tuple[in
     return parent, [_rank(child, q, tree, outside) for child in down]
 
 
-def _top(q: int, tree: int, outside: int) -> int:
+def top(q: int, tree: int, outside: int) -> int:
+    """The rank at the top of a tree over q others."""
     return _rank(1 << (q.bit_length() - 1), q, tree, outside)
 
 

@@ -42,6 +42,19 @@ def test_a_communicator_may_be_reproducible_and_so_are_those_made_of_it(threads:
     threads(6, body, reproducible=True, hosts=((0, 1, 2), (3, 4, 5)))
 
 
+def test_before_rank_0_there_is_nobody(threads: Threads) -> None:
+    """What exscan gives there: zeros in a new array, what was there in one of the caller's."""
+
+    def body(comm: cc.Communicator) -> list[list[int]]:
+        x, out = np.full(3, comm.rank + 1), np.full(3, -5)
+        found = [comm.exscan(x), comm.exscan_async(x).wait(30.0), comm.prepare.exscan(x)(), comm.exscan([x, x[:1]])[0]]
+        assert comm.exscan(x, out=out) is out
+        assert comm.exscan(x, out=x) is x
+        return [array[:1].tolist() for array in (*found, out, x)]
+
+    assert threads(3, body) == [[[0]] * 4 + [[-5], [1]], [[1]] * 6, [[3]] * 6]
+
+
 @pytest.mark.parametrize("name", ["ring", "two_tree", "direct"])
 def test_another_order_gives_other_bits_and_is_refused(threads: Threads, name: str) -> None:
     xs = [wild("float32", rank, 1000) for rank in range(5)]

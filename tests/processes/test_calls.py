@@ -92,6 +92,8 @@ def every_collective_async(me: Rank) -> None:
         "scatter": comm.scatter_async(x if r == 0 else None, out=np.empty(2)),
         "all_to_all": comm.all_to_all_async(x),
         "barrier": comm.barrier_async(),
+        "scan": comm.scan_async(x),
+        "exscan": comm.exscan_async(x),
     }
     found = {name: work.wait(PATIENCE_S) for name, work in works.items()}
     found = {name: None if result is None else result.tolist() for name, result in found.items()}
@@ -105,6 +107,8 @@ def every_collective_async(me: Rank) -> None:
         "scatter": [2.0 * r, 2.0 * r + 1],
         "all_to_all": [float(2 * r + i + rank) for rank in range(n) for i in (0, 1)],
         "barrier": None,
+        "scan": [sum(i + rank for rank in range(r + 1)) for i in range(2 * n)],
+        "exscan": [sum(i + rank for rank in range(r)) for i in range(2 * n)],
     }
     me.say("done")
 

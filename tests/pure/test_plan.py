@@ -92,6 +92,8 @@ def test_the_library_has_what_it_names() -> None:
         "scatter": {"direct"},
         "all_to_all": {"direct"},
         "barrier": {"dissemination"},
+        "scan": {"recursive_doubling", "two_tree"},
+        "exscan": {"recursive_doubling", "two_tree"},
     }
     assert {c: {n for n in algorithms(c) if find(c, n).builtin} for c in COLLECTIVES} == expected
 
@@ -191,6 +193,8 @@ def test_equal_requests_share_a_plan() -> None:
         ("scatter", "direct", range(0), range(1, 2)),
         ("all_to_all", "direct", range(3), range(3, 6)),
         ("barrier", "dissemination", range(1), range(1)),
+        ("scan", "two_tree", range(2), range(2)),
+        ("exscan", "two_tree", range(2), range(2)),
     ],
 )
 def test_where_inputs_and_outputs_are(collective: str, name: str, inputs: range, outputs: range) -> None:

@@ -40,6 +40,8 @@ def _forget() -> Iterator[None]:
         "reduce",
         "all_to_all",
         "barrier",
+        "scan",
+        "exscan",
     ):
         if "planted" in algorithms(collective):
             unregister(collective, "planted")
@@ -324,6 +326,21 @@ BUGS: dict[str, tuple[Callable[[], Plan], str]] = {
         lambda: tampered("barrier", "dissemination", 5, lambda steps: [drop(r, -1, -2)(steps) for r in range(5)]),
         r"rank 0, chunk 0: after step 5, RecvReduce\(.*it ends with chunk 0 of ranks 0, 2-4; .* ranks 0-4",
     ),
+    "a scan with operands the wrong way round": (
+        lambda: tampered("scan", "recursive_doubling", 3, change(1, -1, local_first=True)),
+        r"rank 1, step \d, RecvReduce\(.*chunk 0 becomes rank 1 op rank 0: .*the left operand is the ranks next below",
+    ),
+    "a scan that leaves a rank to be put in between": (
+        lambda: planted(
+            "scan",
+            [
+                [Copy(0, 1), Send(2, 1), Send(1, 0)],
+                [RecvReduce(0, 0, local_first=False), Send(2, 0)],
+                [RecvReduce(0, 0, local_first=False), RecvReduce(1, 0, local_first=False)],
+            ],
+        ),
+        r"rank 2, step 0, RecvReduce\(.*chunk 0 becomes rank 0 op rank 2",
+    ),
     "something that is not a step": (
         lambda: tampered("broadcast", "ring", 2, put(1, 0, ("Recv", 0))),
         r"rank 1, step 0: \('Recv', 0\) is not a step",
@@ -350,6 +367,9 @@ def test_dropping_any_single_step_is_caught() -> None:
         ("all_reduce", "two_tree", 6),
         ("all_reduce", "ring", 3),
         ("reduce", "binomial", 5),
+        ("scan", "two_tree", 5),
+        ("exscan", "two_tree", 4),
+        ("exscan", "recursive_doubling", 4),
     ]:
         for rank in range(size):
             for index in range(len(Plan(collective, name, size).steps(rank))):

@@ -84,6 +84,8 @@ CANONICAL = {
     ("all_reduce", "binomial"): range(1, 65),
     ("all_reduce", "halving_doubling"): range(1, 65),
     ("reduce", "binomial"): range(1, 65),
+    ("scan", "recursive_doubling"): range(1, 65),
+    ("exscan", "recursive_doubling"): range(1, 65),
     ("reduce_scatter", "direct_canonical"): range(1, 65),
     ("reduce_scatter", "halving_canonical"): range(1, 65),
 }
@@ -96,7 +98,9 @@ def test_canonical_order_is_found_where_it_is_promised(case: tuple[str, str], si
             assert verify(Plan(*case, size, root)).order == "canonical"
 
 
-@pytest.mark.parametrize("case", [("all_reduce", "ring"), ("all_reduce", "two_tree"), ("reduce", "ring")])
+@pytest.mark.parametrize(
+    "case", [("all_reduce", "ring"), ("all_reduce", "two_tree"), ("reduce", "ring"), ("scan", "two_tree")]
+)
 def test_other_orders_are_not_called_canonical(case: tuple[str, str]) -> None:
     assert verify(Plan(*case, 8)).order == "fixed"
 
