@@ -7,11 +7,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from topology.cluster import Cluster
 from topology.discover import this_machine
 from topology.files import parse_preset
 from topology.matrix import show
-from topology.nccl_xml import from_nccl_xml
+from topology.nccl_xml import load
 from topology.picture import svg
 
 
@@ -30,20 +29,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.preset and given.file:
         parser.error("give a file or --preset, not both")
     try:
-        cluster = parse_preset(given.preset) if given.preset else read(given.file) if given.file else this_machine()
+        cluster = parse_preset(given.preset) if given.preset else load(given.file) if given.file else this_machine()
         if given.svg:
             Path(given.svg).write_text(svg(cluster), encoding="utf-8")
     except (ValueError, OSError) as error:
         parser.exit(2, f"{parser.prog}: {error}\n")
     sys.stdout.write(cluster.to_json() if given.json else show(cluster))
     return 0
-
-
-def read(path: str) -> Cluster:
-    """A cluster from a file of either kind. Raises ValueError that names the line, and OSError."""
-    if Path(path).read_text(encoding="utf-8").lstrip().startswith("<"):
-        return from_nccl_xml(Path(path))
-    return Cluster.load(path)
 
 
 if __name__ == "__main__":

@@ -27,10 +27,11 @@ from typing import Any, NoReturn
 from xml.parsers import expat
 
 from topology.cluster import Cluster, Device
+from topology.files import parse_preset
 from topology.graphs import Wire, graph
 from topology.matrix import connection
 
-__all__ = ["from_nccl_xml"]
+__all__ = ["from_nccl_xml", "load"]
 
 NVLINK_LATENCY_S = 0.3e-6
 PCI_LATENCY_S = 0.5e-6
@@ -52,6 +53,18 @@ def from_nccl_xml(given: str | Path) -> Cluster:
     else:
         text, name = Path(given).read_text(encoding="utf-8"), str(given)
     return _System(_parse(text, name)).cluster(Path(name).stem)
+
+
+def load(given: str | Path) -> Cluster:
+    """What a person names a cluster by: a preset as text, such as "hosts(4, 8)", a JSON file, or a dump of NCCL's.
+
+    Raises ValueError that names the line, and OSError.
+    """
+    if re.fullmatch(r"\s*\w+\s*\(.*\)\s*", str(given), re.DOTALL) and not Path(given).exists():
+        return parse_preset(str(given))
+    if Path(given).read_text(encoding="utf-8").lstrip().startswith("<"):
+        return from_nccl_xml(Path(given))
+    return Cluster.load(given)
 
 
 @dataclass

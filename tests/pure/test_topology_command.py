@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from topology import Cluster, Wire, graph, parse_preset
+from topology import Cluster, Wire, graph, load, parse_preset
 from topology.__main__ import main
 from topology.files import from_json
 from topology.picture import svg
@@ -52,7 +52,7 @@ def test_json_comes_back_as_a_file(tmp_path: Path, capsys: pytest.CaptureFixture
     (tmp_path / "wan.json").write_text(capsys.readouterr().out)
     main([str(tmp_path / "wan.json"), "--json"])
     again = from_json(capsys.readouterr().out, "again")
-    assert again == parse_preset("wan([(2, 4), (1, 2)])") == Cluster.load(tmp_path / "wan.json")
+    assert again == load("wan([(2, 4), (1, 2)])") == load(tmp_path / "wan.json") == Cluster.load(tmp_path / "wan.json")
 
 
 def test_this_machine_in_a_process_of_its_own() -> None:

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from topology import Cluster
-from topology.discover import discover, facts, this_machine
+from topology import Cluster, discover, this_machine
+from topology.discover import facts
 from topology.gpus import SWITCH, gpus
 from topology.matrix import connection, show
 

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from topology import Cluster
+from topology import Cluster, from_nccl_xml, load
 from topology.matrix import connection, show
-from topology.nccl_xml import from_nccl_xml
 
 GEN5 = 'link_speed="32.0 GT/s PCIe" link_width="16"'
 
@@ -121,7 +120,7 @@ def test_an_imported_cluster_is_a_file_like_any_other(tmp_path: Path) -> None:
     assert cluster.name == "dgx"
     assert Cluster.from_json(cluster.to_json()) == cluster
     assert show(Cluster.from_json(cluster.to_json())) == show(cluster)
-    assert from_nccl_xml(str(tmp_path / "dgx.xml")) == cluster
+    assert from_nccl_xml(str(tmp_path / "dgx.xml")) == load(str(tmp_path / "dgx.xml")) == cluster
 
 
 @pytest.mark.parametrize(

@@ -159,6 +159,21 @@ def test_twisted_distances_are_those_of_a_search_over_its_wires(shape: tuple[int
         assert [found[rank] for rank in range(cluster.size)] == distances[start].tolist()
 
 
+@pytest.mark.parametrize("cluster", [torus(3, 4, 2), torus(5, 1, 2), twisted_torus(2, 4, 2), twisted_torus(3, 3, 6)])
+def test_each_link_of_a_path_begins_where_the_last_one_ended(cluster: Cluster) -> None:
+    shape = np.array(cluster.shape or [cluster.spec["arguments"][axis] for axis in "xyz"])
+    for source, target in zip(*pairs(cluster), strict=True):
+        point = np.array(np.unravel_index(source, shape))
+        for name in names(cluster, source, target):
+            assert name[6:] == f"({', '.join(map(str, point))})"
+            axis = "xyz".index(name[0])
+            point[axis] += 1 if name[1] == "+" else -1
+            if cluster.shape is None and shape[axis] == shape.min() and not 0 <= point[axis] < shape[axis]:
+                point += np.where(shape > shape.min(), shape.min(), 0)
+            point %= shape
+        assert np.ravel_multi_index(tuple(point), tuple(shape)) == target
+
+
 @pytest.mark.parametrize(("shape", "at_least"), [((4, 4, 8), 1.4), ((4, 8, 8), 1.25)])
 def test_twisting_relieves_the_busiest_link_of_an_all_to_all(shape: tuple[int, int, int], at_least: float) -> None:
     """Jouppi et al., ISCA 2023, figure 6, measured 1.63 and 1.31 times the throughput on TPU v4."""
@@ -239,9 +254,9 @@ def test_a_graph_takes_the_path_of_least_latency_then_fewest_links_then_the_wide
 def test_a_million_routes_take_about_a_second() -> None:
     cluster = hosts(8192, 8)
     sources, targets = np.random.default_rng(1).integers(0, cluster.size, (2, 1_000_000))
-    began = time.perf_counter()
+    began = time.process_time()
     offsets, _ = cluster.routes(sources, targets)
-    assert time.perf_counter() - began < 3
+    assert time.process_time() - began < 2
     assert np.diff(offsets).max() == 4
 
 
