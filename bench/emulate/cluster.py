@@ -53,7 +53,7 @@ class EmulatedCluster:
             raise
 
     def _make(self) -> None:
-        for name in ("switches", *(f"host{host}" for host in range(self.layout.hosts))):
+        for name in ("switches", *map(self.layout.host_name, range(self.layout.hosts))):
             self._namespaces.append(Namespace(name))
         switches, *hosts = self._namespaces
         switches.batch("ip", switch_links(self.layout, [host.task for host in hosts]))

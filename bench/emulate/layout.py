@@ -72,6 +72,13 @@ class Layout(NamedTuple):
         """Neighbours share a rack; racks differ by one host at most."""
         return host * self.racks // self.hosts
 
+    def host_name(self, host: int) -> str:
+        """Hosts with other links have other names, so that what was measured between them is not mixed up."""
+        name = f"host{host}-{spell_rate(self.link_bytes_per_s)}"
+        if self.uplink_bytes_per_s is not None:
+            name += f"-{self.racks}x{spell_rate(self.uplink_bytes_per_s)}"
+        return name
+
     def address(self, host: int) -> str:
         """Means something inside the cluster only, so every cluster has the same ones."""
         return f"10.0.0.{host + 1}"

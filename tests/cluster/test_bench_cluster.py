@@ -25,7 +25,7 @@ def test_several_collectives_one_after_another() -> None:
     assert text.count("# emulated cluster: 3 hosts x 2 ranks, round_robin, links 1gbit, MTU 9000") == 2
     assert text.count("# Out of bounds values : 0 OK") == 2
     placed = [line.split("on")[1].split()[0] for line in text.splitlines() if line.startswith("#  Rank")]
-    assert placed == ["host0", "host1", "host2"] * 4
+    assert placed == ["host0-1gbit", "host1-1gbit", "host2-1gbit"] * 4
 
 
 def test_beside_gloo_in_the_same_cluster(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from bench.emulate import EmulatedCluster
 from tests.cluster.jobs import PATIENCE_S, ROOT, wait_until
 
-# Both write when the first and the last byte came; what lies before the first mark is not counted: it may have waited.
+# Tells bytes/s after the first MiB, and of everything from the first byte on.
 SINK = """
 import socket, sys, time
 with socket.create_server(("10.0.0.1", 5000)) as server:

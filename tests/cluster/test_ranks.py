@@ -29,7 +29,7 @@ def test_ranks_are_on_the_hosts_that_the_placement_promises(
         job = start(cluster, "where_am_i")
         for rank in range(4):
             host = next(number for number, ranks in enumerate(hosts) if rank in ranks)
-            assert job.line(rank) == f"{rank} host{host} ['eth0', 'lo'] {hosts}"
+            assert job.line(rank) == f"{rank} host{host}-200mbit ['eth0', 'lo'] {hosts}"
 
 
 def test_every_collective_is_right_between_hosts(two_by_two: EmulatedCluster, start: Start) -> None:
@@ -57,9 +57,9 @@ def test_hosts_without_a_secret_say_how_to_make_one(two_by_two: EmulatedCluster,
     job = start(two_by_two, "join", dict.fromkeys(range(4), without))
     for rank in range(4):
         line = job.line(rank)
-        assert line.startswith("RendezvousError the ranks are on several hosts (rank 0 on host0, rank 2 on host1)"), (
-            line
-        )
+        assert line.startswith(
+            "RendezvousError the ranks are on several hosts (rank 0 on host0-200mbit, rank 2 on host1-200mbit)"
+        ), line
         assert "secrets.token_hex(32)" in line, line
         assert "TREERING_SECRET" in line, line
 
@@ -72,5 +72,5 @@ def test_a_rank_that_is_killed_on_another_host_is_named(two_by_two: EmulatedClus
     for rank in range(3):
         line = job.line(rank)
         assert line.startswith("PeerLostError"), line
-        assert f"rank 3 (process {pid} on host1)" in line, line
+        assert f"rank 3 (process {pid} on host1-200mbit)" in line, line
     assert job.processes[3].wait(PATIENCE_S) == -signal.SIGKILL

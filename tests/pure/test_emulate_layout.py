@@ -63,3 +63,8 @@ def test_ranks_fill_hosts_or_go_around_them() -> None:
 def test_racks_hold_neighbours_and_nearly_as_many(hosts: int, racks: int, where: list[int]) -> None:
     layout = Layout(hosts, 1, 25e6, racks)
     assert [layout.rack_of(host) for host in range(hosts)] == where
+
+
+def test_hosts_with_other_links_have_other_names() -> None:
+    layouts = (Layout(4, 1, 25e6), Layout(4, 1, 125e6), Layout(4, 1, 25e6, 2, 25e6), Layout(4, 1, 25e6, 2, 125e6))
+    assert len({layout.host_name(host) for layout in layouts for host in range(4)}) == 16
