@@ -24,7 +24,7 @@ for _sibling in ("transports", "topology"):  # the names are generic: another pa
         raise ImportError(f"{_found} hides the package {_sibling!r} of treering, which is {_wanted}; rename or move it")
 
 from collectives import algorithms as _builtin  # noqa: E402  (registers them)
-from collectives.choose import choose  # noqa: E402
+from collectives.choose import Candidate, Explanation  # noqa: E402
 from collectives.communicator import Communicator  # noqa: E402
 from collectives.connect import connect, connect_threads  # noqa: E402
 from collectives.measurement import Measurement  # noqa: E402
@@ -41,7 +41,9 @@ from collectives.plan import (  # noqa: E402
     unregister,
 )
 from collectives.price import Price, price  # noqa: E402
+from collectives.rules import Rule  # noqa: E402
 from collectives.simulate import Simulation, simulate  # noqa: E402
+from collectives.tuning import Tuning  # noqa: E402
 from collectives.verify import PlanError, Proof, verify  # noqa: E402
 from collectives.work import Work  # noqa: E402
 from transports.errors import (  # noqa: E402
@@ -59,11 +61,13 @@ from transports.errors import (  # noqa: E402
 del _builtin
 
 __all__ = [
+    "Candidate",
     "CollectiveError",
     "Communicator",
     "CommunicatorBroken",
     "Copy",
     "DeadlineExceeded",
+    "Explanation",
     "Measurement",
     "MismatchError",
     "PeerLostError",
@@ -75,15 +79,16 @@ __all__ = [
     "RecvReduce",
     "Reduce",
     "RendezvousError",
+    "Rule",
     "Send",
     "Simulation",
     "TransportError",
+    "Tuning",
     "UnsupportedError",
     "WireError",
     "Work",
     "algorithm",
     "algorithms",
-    "choose",
     "connect",
     "connect_threads",
     "plan",

@@ -32,7 +32,7 @@ from transports.machine import machine_facts
 if TYPE_CHECKING:
     from collectives.communicator import Communicator
 
-__all__ = ["FORMAT", "MOST_DAYS", "Key", "key_of", "load", "recall", "store"]
+__all__ = ["FORMAT", "MOST_DAYS", "Key", "anything", "key_of", "load", "recall", "store"]
 
 FORMAT = 1
 MOST_DAYS = 30.0
@@ -50,6 +50,11 @@ class Key(NamedTuple):
         """The file of one kind of value."""
         digest = hashlib.sha256(json.dumps(self.job, sort_keys=True).encode()).hexdigest()
         return cache_directory() / f"{kind}-{digest[:24]}.json"
+
+
+def anything() -> bool:
+    """Whether anything is kept at all, for whatever hosts."""
+    return any(cache_directory().glob("*.json"))
 
 
 def key_of(comm: Communicator) -> Key:

@@ -1,74 +1,306 @@
-"""Which algorithm "auto" is: a small table by collective, size of the array, number of ranks, and what links them.
+"""Which algorithm "auto" is: the one that is predicted to be the fastest on this cluster, unless more is known.
 
-Small arrays want few rounds, large ones few bytes over each link. Where that turns was measured on one machine, with as
-many ranks as cores and with four times as many: in shared memory a round costs little and a peer more costs nothing, so
-everybody talks to everybody; on TCP each message costs a system call on both sides.
+    1. a rule that a person made (rules.py)
+    2. the shortest time: measured by `Communicator.tune`, or else predicted, corrected by what tuning has shown
+    3. predicted: the plan is run in virtual time (simulate.py) on the cluster: as measured by `Communicator.measure`,
+    as
+       given by the user, or as assumed here
+
+Everything that decides is the same on every rank, so all choose alike: hosts and transports, and clusters, tables and
+rules that come from rank 0.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
-from collectives.plan import Hosts
+from collectives.levels import Groups
+from collectives.plan import Plan, algorithms, plan
+from collectives.rules import Rule
+from collectives.simulate import SEGMENT_BYTES, simulate
+from collectives.tuning import Tuning
+from topology import Cluster, Level, presets
 
-__all__ = ["choose"]
+__all__ = ["CANONICAL", "Candidate", "Chooser", "Explanation", "assumed_cluster"]
 
-_Table = dict[str, tuple[tuple[float, str], ...]]  # up to how many bytes of the whole array which algorithm
-_ANY = float("inf")
+CANONICAL = {
+    "all_reduce": ("one_shot", "recursive_doubling", "binomial", "halving_doubling"),
+    "reduce_scatter": ("direct_canonical", "halving_canonical"),
+    "reduce": ("binomial",),
+    "scan": ("recursive_doubling",),
+    "exscan": ("recursive_doubling",),
+}
+"""The algorithms that combine in the canonical order on any number of ranks; what `reproducible=True` chooses among."""
+
+_MOST_STEPS = 500_000  # of all ranks; a plan with more takes too long to look at, and has too many messages to be fast
+_MOST_SEGMENTS = 64  # of an array, in a simulation
+_SLOW = 3.0  # predicted to take this many times the shortest: not worth measuring
+
+
+class Candidate(NamedTuple):
+    """An algorithm and what it takes: in virtual time, and as measured where it was."""
+
+    algorithm: str
+    predicted_s: float
+    measured_s: float | None
+    time_s: float  # measured, or predicted and corrected
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why "auto" is what it is: the candidates, the fastest first."""
+
+    collective: str
+    nbytes: int
+    cluster: Cluster
+    basis: str
+    candidates: tuple[Candidate, ...]
+    chosen: str
+    reason: str
+
+    def __str__(self) -> str:
+        """A table for people; times in microseconds."""
+        width = max(len("algorithm"), *(len(c.algorithm) for c in self.candidates), len(self.chosen))
+        hosts = "1 host" if len(self.cluster.hosts) == 1 else f"{len(self.cluster.hosts)} hosts"
+        lines = [
+            f"{self.collective} of {self.nbytes} bytes on {self.cluster.size} ranks of {hosts}, {self.basis}",
+            f"  {'algorithm':<{width}} {'predicted us':>14} {'measured us':>14}",
+        ]
+        for c in self.candidates:
+            measured = "-" if c.measured_s is None else f"{c.measured_s * 1e6:.1f}"
+            mark = "*" if c.algorithm == self.chosen else " "
+            lines.append(f"{mark} {c.algorithm:<{width}} {c.predicted_s * 1e6:>14.1f} {measured:>14}")
+        return "\n".join([*lines, f"{self.chosen}: {self.reason}"])
+
+
+class Assumed(NamedTuple):
+    """What is taken for granted of a kind of link until it is measured."""
+
+    latency_s: float
+    bandwidth_bytes_per_s: float
+    inside_bytes_per_s: float  # what all ranks of a host can move at once
+    overhead_s: float  # of a message, on either side
+
+
+# On one host ranks share cores, caches and memory in ways that no model of links has. What was measured there, on a
+# machine with two cores, two to eight ranks: up to how many bytes of the array which algorithm is the fastest.
+_Table = dict[str, tuple[tuple[float, str], ...]]
 _KIB = 1 << 10
+_IN_MEMORY: _Table = {
+    "all_reduce": ((8 * _KIB, "one_shot"), (32 * _KIB, "recursive_doubling"), (math.inf, "two_tree")),
+    "reduce_scatter": ((math.inf, "direct"),),
+    "all_gather": ((math.inf, "direct"),),
+    "broadcast": ((64 * _KIB, "binomial"), (math.inf, "two_tree")),
+    "reduce": ((64 * _KIB, "binomial"), (math.inf, "direct")),
+    "scan": ((64 * _KIB, "recursive_doubling"), (math.inf, "two_tree")),
+    "exscan": ((64 * _KIB, "recursive_doubling"), (math.inf, "two_tree")),
+}
+_IN_MEMORY_CANONICAL: _Table = {
+    "all_reduce": ((8 * _KIB, "one_shot"), (32 * _KIB, "recursive_doubling"), (math.inf, "binomial")),
+    "reduce_scatter": ((math.inf, "direct_canonical"),),
+}
+_OVER_LOOPBACK: _Table = {
+    "all_reduce": ((32 * _KIB, "recursive_doubling"), (128 * _KIB, "two_tree"), (math.inf, "halving_doubling")),
+    "reduce_scatter": ((64 * _KIB, "halving"), (math.inf, "ring")),
+    "all_gather": ((64 * _KIB, "doubling"), (math.inf, "ring")),
+    "broadcast": ((64 * _KIB, "binomial"), (math.inf, "two_tree")),
+    "reduce": ((64 * _KIB, "binomial"), (math.inf, "two_tree")),
+    "scan": ((64 * _KIB, "recursive_doubling"), (math.inf, "two_tree")),
+    "exscan": ((64 * _KIB, "recursive_doubling"), (math.inf, "two_tree")),
+}
+_OVER_LOOPBACK_CANONICAL: _Table = {
+    "all_reduce": ((32 * _KIB, "recursive_doubling"), (math.inf, "halving_doubling")),
+    "reduce_scatter": ((math.inf, "halving_canonical"),),
+}
+_MEASURED_RANKS = 16  # with as many, a link to everybody costs more memory and time than it saves
+_FAVOUR = 0.5  # how much of its predicted time such an algorithm is taken to need
 
-_SHARED_MEMORY: _Table = {
-    "all_reduce": ((8 * _KIB, "one_shot"), (32 * _KIB, "recursive_doubling"), (_ANY, "two_tree")),
-    "reduce_scatter": ((_ANY, "direct"),),
-    "all_gather": ((_ANY, "direct"),),
-    "broadcast": ((64 * _KIB, "binomial"), (_ANY, "two_tree")),
-    "reduce": ((64 * _KIB, "binomial"), (_ANY, "direct")),
-    "scan": ((128 * _KIB, "recursive_doubling"), (_ANY, "two_tree")),
-    "exscan": ((128 * _KIB, "recursive_doubling"), (_ANY, "two_tree")),
-}
-_NETWORK: _Table = {
-    "all_reduce": ((32 * _KIB, "recursive_doubling"), (128 * _KIB, "two_tree"), (_ANY, "halving_doubling")),
-    "reduce_scatter": ((64 * _KIB, "halving"), (_ANY, "ring")),
-    "all_gather": ((64 * _KIB, "doubling"), (_ANY, "ring")),
-    "broadcast": ((64 * _KIB, "binomial"), (_ANY, "two_tree")),
-    "reduce": ((64 * _KIB, "binomial"), (_ANY, "two_tree")),
-    "scan": ((64 * _KIB, "recursive_doubling"), (_ANY, "two_tree")),
-    "exscan": ((64 * _KIB, "recursive_doubling"), (_ANY, "two_tree")),
-}
-_SHARED_MEMORY_CANONICAL: _Table = {
-    "all_reduce": ((8 * _KIB, "one_shot"), (32 * _KIB, "recursive_doubling"), (_ANY, "binomial")),
-    "reduce_scatter": ((_ANY, "direct_canonical"),),
-    "reduce": ((_ANY, "binomial"),),
-    "scan": ((_ANY, "recursive_doubling"),),
-    "exscan": ((_ANY, "recursive_doubling"),),
-}
-_NETWORK_CANONICAL: _Table = {
-    "all_reduce": ((32 * _KIB, "recursive_doubling"), (_ANY, "halving_doubling")),
-    "reduce_scatter": ((_ANY, "halving_canonical"),),
-    "reduce": ((_ANY, "binomial"),),
-    "scan": ((_ANY, "recursive_doubling"),),
-    "exscan": ((_ANY, "recursive_doubling"),),
-}
-_MANY_RANKS = 16  # from here on a link to everybody costs more memory and time than it saves, in shared memory too
-_ONLY = {"gather": "direct", "scatter": "direct", "all_to_all": "direct", "barrier": "dissemination"}
+_SHARED_MEMORY = Assumed(0.5e-6, 8e9, 16e9, 0.2e-6)
+_LOOPBACK = Assumed(12e-6, 3e9, 5e9, 3e-6)
+_NETWORK_LATENCY_S = 40e-6
+_NETWORK_BYTES_PER_S = 1.25e9  # 10 Gbit/s
 
 
-@lru_cache(maxsize=4096)
-def choose(
-    collective: str, nbytes: int, size: int, hosts: Hosts, shared_memory: bool = True, *, reproducible: bool = False
-) -> str:
-    """The name of the algorithm for an array of `nbytes` in all, among `size` ranks on these hosts.
+@lru_cache(maxsize=64)
+def assumed_cluster(groups: Groups, shared_memory: bool) -> Cluster:
+    """Ranks on hosts of which nothing is known but what links them; groups of hosts are not far from one another."""
+    near, depth = _near(shared_memory), 0
+    inner = groups[0]
+    while not isinstance(inner, int):
+        inner, depth = inner[0], depth + 1
+    above = [Level(f"level {i}", 0.0, math.inf) for i in range(1, depth)]
+    level = Level("host", (_NETWORK_LATENCY_S - near.latency_s) / 2, _NETWORK_BYTES_PER_S, near.inside_bytes_per_s)
+    return presets.tree(
+        groups, [*above, level], latency_s=near.latency_s / 2, bandwidth_bytes_per_s=near.bandwidth_bytes_per_s
+    )
 
-    `shared_memory`: whether ranks on one host are linked by it. `reproducible`: only among those that combine in the
-    canonical order. The same on every rank, as all inputs are.
+
+def _near(shared_memory: bool) -> Assumed:
+    return _SHARED_MEMORY if shared_memory else _LOOPBACK
+
+
+class Chooser:
+    """Chooses for one communicator. What it goes by can be replaced; every rank must be given the same.
+
+    cluster   the machines;  basis says in words where it comes from
+    tuning    measured times;  rules  the user's
     """
-    near = shared_memory and len(hosts) == 1 and size < _MANY_RANKS
-    if reproducible:
-        table = _SHARED_MEMORY_CANONICAL if near else _NETWORK_CANONICAL
-        return next(name for limit, name in table[collective] if nbytes <= limit)
-    if collective in _ONLY:
-        return _ONLY[collective]
-    if 1 < len(hosts) < size and collective not in ("scan", "exscan"):
-        return "hierarchical"
-    table = _SHARED_MEMORY if near else _NETWORK
-    return next(name for limit, name in table[collective] if nbytes <= limit)
+
+    def __init__(self, groups: Groups, shared_memory: bool) -> None:
+        self.cluster = assumed_cluster(groups, shared_memory)
+        self.basis = "assumed"
+        self.rules: Sequence[Rule] = ()
+        self.tuning = Tuning({})
+        self._overhead_s = _near(shared_memory).overhead_s
+        self._known = _IN_MEMORY if shared_memory else _OVER_LOOPBACK
+        self._known_canonical = _IN_MEMORY_CANONICAL if shared_memory else _OVER_LOOPBACK_CANONICAL
+        self._chosen: dict[tuple[str, int, bool], str] = {}
+        self._predicted: dict[tuple[str, str, int], float] = {}
+
+    @property
+    def hosts(self) -> Groups | None:
+        """What plans are made for: nested groups of ranks, or None where all are alike."""
+        groups = self.cluster.groups
+        return None if len(groups) == 1 or isinstance(groups[0], int) else groups
+
+    def use(
+        self,
+        *,
+        cluster: Cluster | None = None,
+        basis: str = "given",
+        tuning: Tuning | None = None,
+        rules: Sequence[Rule] | None = None,
+    ) -> None:
+        """Goes by something else from now on."""
+        if cluster is not None:
+            self.cluster, self.basis = cluster, basis
+            self._predicted.clear()
+        if tuning is not None:
+            self.tuning = tuning
+        if rules is not None:
+            self.rules = tuple(rules)
+        self._chosen.clear()
+
+    def choose(self, collective: str, nbytes: int, reproducible: bool = False) -> str:
+        """The name of the algorithm for an array of `nbytes` in all."""
+        key = (collective, nbytes, reproducible)
+        if key not in self._chosen:
+            self._chosen[key] = self.explain(collective, nbytes, reproducible).chosen
+        return self._chosen[key]
+
+    def explain(self, collective: str, nbytes: int, reproducible: bool = False) -> Explanation:
+        """What is known of every candidate, which one it is, and why."""
+        names = self.names(collective, reproducible)
+        found = [(name, self.predicted_s(collective, name, nbytes)) for name in names]
+        measured = {name: self.tuning.measured_s(collective, name, nbytes) for name in names}
+        known = [(name, s, m) for name, s in found if (m := measured[name]) is not None]
+        # How far off predictions are here: what was not measured is as far off as the median of what was.
+        ratios = sorted(m / s for _, s, m in known if s)
+        off = ratios[len(ratios) // 2] if ratios else 1.0
+        favoured = self._favoured(collective, nbytes, reproducible)
+        candidates = [
+            Candidate(n, s, measured[n], measured[n] or self._corrected_s(collective, n, nbytes, s, off, favoured))
+            for n, s in found
+        ]
+        candidates.sort(key=lambda c: c.time_s)
+        chosen, reason = self._decide(collective, nbytes, candidates, favoured)
+        return Explanation(collective, nbytes, self.cluster, self._where(), tuple(candidates), chosen, reason)
+
+    def _corrected_s(
+        self, collective: str, name: str, nbytes: int, predicted_s: float, off: float, favoured: str
+    ) -> float:
+        """The prediction at a size that was not measured, as far off as the nearest that was."""
+        nearest = self.tuning.nearest(collective, name, nbytes)
+        if nearest is not None:
+            size, seconds = nearest
+            off = seconds / self.predicted_s(collective, name, size)
+        elif name == favoured:
+            off *= _FAVOUR
+        return predicted_s * off
+
+    def _favoured(self, collective: str, nbytes: int, reproducible: bool) -> str:
+        """What was the fastest on such ranks elsewhere; empty where nothing was measured."""
+        known = self._known_canonical if reproducible else self._known
+        if len(self.cluster.hosts) > 1 or self.cluster.size >= _MEASURED_RANKS or collective not in known:
+            return ""
+        return next(name for limit, name in known[collective] if nbytes <= limit)
+
+    def worth_measuring(self, collective: str, nbytes: int) -> list[str]:
+        """The candidates that may be the fastest, as far as predictions tell."""
+        found = [(self.predicted_s(collective, name, nbytes), name) for name in self.names(collective)]
+        shortest = min(found)[0]
+        return [name for predicted_s, name in sorted(found) if predicted_s <= _SLOW * shortest]
+
+    def _decide(self, collective: str, nbytes: int, candidates: Sequence[Candidate], favoured: str) -> tuple[str, str]:
+        for rule in self.rules:
+            if rule.fits(collective, nbytes):
+                return rule.algorithm, "pinned by a rule"
+        best = candidates[0]
+        if len(candidates) == 1:
+            return best.algorithm, "there is no other"
+        over = candidates[1].time_s / best.time_s if best.time_s else 1.0
+        how = "predicted to be" if best.measured_s is None else "measured as"
+        if best.measured_s is None and best.algorithm == favoured:
+            return best.algorithm, "measured as the fastest on another machine with ranks on one host"
+        return best.algorithm, f"{how} the fastest, {over:.2f} times as fast as {candidates[1].algorithm}"
+
+    def _where(self) -> str:
+        return f"{self.basis} ({self.cluster.name})"
+
+    def names(self, collective: str, reproducible: bool = False) -> tuple[str, ...]:
+        """The algorithms that make sense on this cluster."""
+        return _names(collective, self.cluster.size, self.hosts, self.cluster.shape, reproducible)
+
+    def predicted_s(self, collective: str, algorithm: str, nbytes: int) -> float:
+        """The time in virtual time: simulated at the powers of two around `nbytes`, and on the line between them."""
+        low = 1 << max(nbytes, 1).bit_length() - 1
+        share = (max(nbytes, 1) - low) / low
+        at_low = self._simulated_s(collective, algorithm, low)
+        return at_low if share == 0 else at_low + share * (self._simulated_s(collective, algorithm, 2 * low) - at_low)
+
+    def _simulated_s(self, collective: str, algorithm: str, nbytes: int) -> float:
+        key = (collective, algorithm, nbytes)
+        if key not in self._predicted:
+            self._predicted[key] = simulate(
+                plan(collective, algorithm, self.cluster.size, 0, self.hosts),
+                self.cluster,
+                nbytes,
+                segment_bytes=max(SEGMENT_BYTES, nbytes / _MOST_SEGMENTS),
+                overhead_s=self._overhead_s,
+            ).time_s
+        return self._predicted[key]
+
+
+@lru_cache(maxsize=256)
+def _names(
+    collective: str, size: int, hosts: Groups | None, shape: tuple[int, ...] | None, reproducible: bool
+) -> tuple[str, ...]:
+    if reproducible and collective in CANONICAL:
+        return CANONICAL[collective]
+
+    def possible() -> Iterator[str]:
+        for name in algorithms(collective):
+            if name == "hierarchical" and (hosts is None or not any(_several(group) for group in hosts)):
+                continue
+            if name == "torus":
+                if shape is None or len(shape) < 2:
+                    continue
+                name = f"torus({'x'.join(map(str, shape))})"
+            a_plan = plan(collective, name, size, 0, hosts)
+            if a_plan.builtin and _steps(a_plan) <= _MOST_STEPS:
+                yield name
+
+    return tuple(possible())
+
+
+def _several(group: object) -> bool:
+    return isinstance(group, tuple) and len(group) > 1  # pyright: ignore[reportUnknownArgumentType]
+
+
+def _steps(a_plan: Plan) -> int:
+    """About how many steps there are: as many for every rank as for the one of the first two that has more."""
+    return a_plan.size * max(sum(1 for _ in a_plan.generate(rank)) for rank in range(min(2, a_plan.size)))

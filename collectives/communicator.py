@@ -3,21 +3,33 @@
 from __future__ import annotations
 
 import itertools
+import json
+import logging
 import weakref
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from collectives import cache
 from collectives.buffers import ArrayView, view
 from collectives.calls import COLLECTIVE_NUMBERS, QUICK, Calls, Request
+from collectives.choose import Chooser, Explanation
+from collectives.exchange import broadcast_json
 from collectives.levels import narrowed
+from collectives.measure import KIND as MEASUREMENT
 from collectives.measure import Meter, measure
 from collectives.measurement import Measurement
 from collectives.resolve import Operands, check_apart, make_program, operands, overlap
+from collectives.rules import Rule, read_rules
+from collectives.tune import KIND as TUNING
+from collectives.tune import TUNED, TUNED_SIZES, tune
+from collectives.tuning import Tuning
 from collectives.work import Work
+from topology import Cluster
 from topology.cluster import Groups
 from transports.base import Started, Transport
 from transports.errors import CommunicatorBroken
@@ -27,6 +39,7 @@ from transports.tracing import TracedCall
 
 __all__ = ["Communicator"]
 
+_log = logging.getLogger("treering")
 _MOST_PROGRAMS = 4096
 _ALIGN_BYTES = 64
 
@@ -60,7 +73,7 @@ class Communicator(Calls):
         self.rank, self.size, self.hosts = transport.rank, transport.size, transport.hosts
         self._timeout_s, self._reproducible, self.groups = timeout_s, reproducible, groups
         self._transport, self._names, self._lanes, self._found = transport, names, lanes, found
-        self._shared_memory = transport.shared_memory
+        self._chooser = Chooser(groups or transport.hosts, transport.shared_memory)
         self._on_close, self._on_fork = on_close, on_fork
         self._programs: dict[Any, tuple[Any, int]] = {}
         self._scratch: np.ndarray[Any, Any] = np.empty(0, np.uint8)
@@ -192,16 +205,7 @@ class Communicator(Calls):
         key = (request._replace(x=None, out=None, timeout_s=None), tuple(map(_layout, arrays)), several)
         known = self._programs.get(key)
         if known is None:
-            program = make_program(
-                request,
-                arrays,
-                self.rank,
-                self.size,
-                self.groups or self.hosts,
-                self._names,
-                self._lanes,
-                self._shared_memory,
-            )
+            program = make_program(request, arrays, self.rank, self.size, self._chooser, self._names, self._lanes)
             known = self._transport.compile(program, limit), program.scratch_bytes
             if len(self._programs) >= _MOST_PROGRAMS:
                 self._programs.clear()
@@ -320,12 +324,111 @@ class Communicator(Calls):
         ("rack", "host"). Every rank gets the same result, which rank 0 keeps in the user's cache (cache.py).
         Raises ValueError for a budget that is not above 0, or groups that do not hold each rank once.
         """
-        return measure(self, budget_s=budget_s, groups=groups, levels=levels)
+        found = measure(self, budget_s=budget_s, groups=groups, levels=levels)
+        self._go_by(cluster=found.cluster(), basis="measured")
+        return found
 
     def meter(self) -> Meter:
         """What times single transfers between chosen pairs (probe.py), as `measure` does. All ranks call it."""
         self._check_open()
         return Meter(self, self._transport, self._names)
+
+    @property
+    def cluster(self) -> Cluster:
+        """The machines, as "auto" sees them: measured, given, or assumed."""
+        return self._chooser.cluster
+
+    def tune(
+        self,
+        collectives: Sequence[str] = TUNED,
+        *,
+        sizes: Sequence[int] = TUNED_SIZES,
+        budget_s: float = 30.0,
+    ) -> Tuning:
+        """Measures the algorithms that may be the fastest, at arrays of `sizes` bytes in all. All ranks call it.
+
+        "auto" goes by the table from then on, which rank 0 also keeps in the user's cache (cache.py), for later jobs on
+        the same hosts. Small sizes come first, and no more is begun after `budget_s` seconds. Returns what was
+        measured, the same on every rank. Raises ValueError for a collective that has no choice, or sizes or a budget
+        below 1.
+        """
+        found = tune(self, self._chooser, collectives, sizes, budget_s)
+        self._go_by(tuning=self._chooser.tuning.merged(found))
+        key = cache.key_of(self)
+        if self.rank == 0:
+            cache.store(key, TUNING, json.loads(self._chooser.tuning.to_json()))
+        return found
+
+    def explain(self, collective: str, *, nbytes: int, reproducible: bool | None = None) -> Explanation:
+        """What "auto" is for an array of `nbytes` in all, and why: print it. Nothing is communicated."""
+        if reproducible is None:
+            reproducible = self._reproducible
+        return self._chooser.explain(collective, nbytes, reproducible)
+
+    def use(
+        self,
+        *,
+        cluster: Cluster | str | Path | None = None,
+        rules: str | Path | Sequence[Rule | dict[str, Any]] | None = None,
+    ) -> None:
+        """Lets "auto" go by a cluster (or a file of one), or by rules (or a file of them). All ranks call it.
+
+        What rank 0 gives counts, on every rank; the others may give the same or nothing. ValueError on rank 0, and on
+        all ranks, for a file that is wrong or a cluster of another size.
+        """
+        told: dict[str, Any] = {}
+        if self.rank == 0:
+            try:
+                told = self._read(cluster, rules)
+            except ValueError as error:
+                told = {"error": str(error)}
+        self._hear(broadcast_json(self, told))
+
+    def _read(self, cluster: Cluster | str | Path | None, rules: Any) -> dict[str, Any]:
+        told: dict[str, Any] = {}
+        if cluster is not None:
+            found = cluster if isinstance(cluster, Cluster) else Cluster.load(cluster)
+            if found.size != self.size:
+                raise ValueError(f"{found.name} has {found.size} ranks, but this communicator has {self.size}")
+            told["cluster"], told["basis"] = found.to_json(), "given"
+        if rules is not None:
+            told["rules"] = [[*rule] for rule in read_rules(rules)]
+        return told
+
+    def recall(self) -> None:
+        """Lets "auto" go by what earlier jobs on these hosts have measured and tuned, where it is kept and still holds.
+
+        All ranks call it; `connect` does when there may be something. What rank 0 finds counts, on every rank.
+        """
+        key, told = cache.key_of(self), dict[str, Any]()
+        if self.rank == 0:
+            try:
+                if measured := cache.load(key, MEASUREMENT):
+                    told["cluster"] = Measurement.from_json(json.dumps(measured)).cluster().to_json()
+                    told["basis"] = "measured earlier"
+                if tuned := cache.load(key, TUNING):
+                    told["tuning"] = Tuning.from_json(json.dumps(tuned)).to_json()
+            except ValueError as error:
+                _log.warning("what is kept of these hosts is ignored, it is broken: %s", error)
+                told = {}
+        self._hear(broadcast_json(self, told))
+
+    def _hear(self, told: dict[str, Any]) -> None:
+        """Goes by what rank 0 told every rank."""
+        if "error" in told:
+            raise ValueError(told["error"])
+        if "cluster" in told:
+            self._go_by(cluster=Cluster.from_json(told["cluster"]), basis=told["basis"])
+        if "tuning" in told:
+            self._go_by(tuning=Tuning.from_json(told["tuning"]))
+        if "rules" in told:
+            self._go_by(rules=[Rule(*rule) for rule in told["rules"]])
+
+    def _go_by(self, **known: Any) -> None:
+        self._chooser.use(**known)
+        self._programs.clear()
+        if self._table is not None:
+            self._table.clear()  # its calls have the algorithm chosen before
 
     # ---------------------------------------------------------------- memory and life
 

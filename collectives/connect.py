@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 import weakref
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+from collectives import cache
 from collectives.communicator import Communicator
 from collectives.levels import Groups, checked, every_host
 from collectives.plan import COLLECTIVES, algorithms
+from collectives.rules import Rule
+from topology import Cluster
 from transports import inproc, launchers
 from transports.engine.transport import EngineTransport
 from transports.failures import Names
@@ -53,6 +58,8 @@ def connect(
     lanes: int = 1,
     ring_bytes: int = 256 << 10,
     reproducible: bool = False,
+    cluster: Cluster | str | Path | None = None,
+    rules: str | Path | Sequence[Rule | dict[str, Any]] | None = None,
     timeout_s: float = 60.0,
     join_timeout_s: float = 60.0,
 ) -> Communicator:
@@ -70,6 +77,9 @@ def connect(
     ring_bytes       memory of one direction of a shared-memory lane, a power of two, at least 4096
     reproducible     calls that reduce give the same bits whatever the size of the array, algorithm, transport,
                      placement and lanes, unless they say reproducible=False (collectives/calls.py)
+    cluster, rules   what "auto" goes by, as for `Communicator.use`; those of rank 0 count on every rank. Without them,
+    and
+                     beside rules, it goes by what earlier jobs on the same hosts have measured and tuned
     timeout_s        how long nothing may move in a call before DeadlineExceeded
     join_timeout_s   how long to wait for the other ranks here
 
@@ -85,7 +95,10 @@ def connect(
     if not timeout_s > 0 or not join_timeout_s > 0:
         raise ValueError(f"timeout_s={timeout_s} and join_timeout_s={join_timeout_s} must be more than 0 seconds")
     launch = launchers.detect(store=store, rank=rank, size=size)
-    endpoint = launchers.join(launch, secret=secret, transport=transport, address=address, timeout_s=join_timeout_s)
+    knows = launch.rank == 0 and (cluster is not None or rules is not None or cache.anything())
+    endpoint = launchers.join(
+        launch, secret=secret, transport=transport, address=address, timeout_s=join_timeout_s, knows=knows
+    )
     names = _names()
     try:
         engine = EngineTransport(
@@ -100,6 +113,13 @@ def connect(
         on_close=endpoint.close, on_fork=endpoint.drop_after_fork,
     )  # fmt: skip
     _open.add(communicator)
+    if endpoint.cards[0]["knows"]:
+        try:
+            communicator.recall()
+            communicator.use(cluster=cluster, rules=rules)
+        except BaseException:
+            communicator.close()
+            raise
     return communicator
 
 

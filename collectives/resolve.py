@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 
 from collectives.buffers import ArrayView, check_op, empty, view
 from collectives.calls import COLLECTIVE_NUMBERS, REPRODUCIBLE, Request
-from collectives.choose import choose
-from collectives.levels import Groups, every_host
+from collectives.choose import Chooser
 from collectives.lower import ArrayLayout, lower
 from collectives.plan import COLLECTIVES, Plan, algorithms, plan
 from collectives.verify import PlanError, verify
@@ -163,10 +162,9 @@ def make_program(
     arrays: list[Operands],
     rank: int,
     size: int,
-    groups: Groups,
+    chooser: Chooser,
     names: Names,
     lanes: int,
-    shared_memory: bool,
 ) -> Program:
     """The program of a call on these arrays (one, or a list's). Proves the plan first where that is needed.
 
@@ -175,7 +173,7 @@ def make_program(
     name = request.collective
     total_bytes = sum(_whole(name, a.blocks, size) * a.model.item_bytes for a in arrays)
     root = request.root if COLLECTIVES[name].rooted else 0
-    the_plan = _plan(request, total_bytes, size, root, groups, shared_memory)
+    the_plan = _plan(request, total_bytes, size, root, chooser)
     actions: list[Action] = []
     scratch_buffer, scratch_bytes = 2 * len(arrays), 0
     for i, array in enumerate(arrays):
@@ -195,15 +193,15 @@ def make_program(
     )  # fmt: skip
 
 
-def _plan(request: Request, total_bytes: int, size: int, root: int, groups: Groups, shared_memory: bool) -> Plan:
+def _plan(request: Request, total_bytes: int, size: int, root: int, chooser: Chooser) -> Plan:
     """The plan of a call. A user's own is proved before it runs, and a named one that must be canonical as well."""
     name, algorithm = request.collective, request.algorithm.removeprefix(REPRODUCIBLE)
     reproducible, chosen = algorithm != request.algorithm, algorithm == "auto"
     if chosen:
-        algorithm = choose(name, total_bytes, size, tuple(every_host(groups)), shared_memory, reproducible=reproducible)
+        algorithm = chooser.choose(name, total_bytes, reproducible)
 
     def planned(algorithm: str) -> Plan:
-        return plan(name, algorithm, size, root, groups if len(groups) > 1 else None)
+        return plan(name, algorithm, size, root, chooser.hosts)
 
     def canonical(algorithm: str) -> bool:
         try:

@@ -33,6 +33,7 @@ SEGMENT_BYTES = 64 << 10
 """What the engine moves at a time."""
 
 Ports = Literal["overlapped", "one_port"]
+_KEPT_RANKS = 256  # the tables of smaller plans are kept
 
 
 class Moved(NamedTuple):
@@ -106,7 +107,8 @@ def simulate(
         )
     if ports not in ("overlapped", "one_port"):
         raise ValueError(f"ports={ports!r} must be 'overlapped' or 'one_port'")
-    simulator, offsets = _simulator(plan)
+    table = _kept_sheet(plan) if plan.size <= _KEPT_RANKS else sheet(plan)
+    simulator = Simulator(plan.size, table.offsets, table.kind, table.lane, table.other, table.chunk, table.count)
     routes = cluster.routes(simulator.sources, simulator.targets)
     time_s = simulator.run(
         *routes,
@@ -119,7 +121,7 @@ def simulate(
         ports == "one_port",
         trace,
     )
-    moved = (simulator.trace_steps, simulator.trace_times, offsets) if trace else None
+    moved = (simulator.trace_steps, simulator.trace_times, table.offsets) if trace else None
     return Simulation(plan, cluster, nbytes, segment_bytes, ports, time_s, simulator.link_bytes, moved)
 
 
@@ -128,7 +130,4 @@ def data_chunks(plan: Plan) -> int:
     return plan.blocks * plan.chunks // (2 if plan.collective == "all_to_all" else 1)
 
 
-@lru_cache(maxsize=8)
-def _simulator(plan: Plan) -> tuple[Simulator, npt.NDArray[np.int64]]:
-    t = sheet(plan)
-    return Simulator(plan.size, t.offsets, t.kind, t.lane, t.other, t.chunk, t.count), t.offsets
+_kept_sheet = lru_cache(maxsize=128)(sheet)

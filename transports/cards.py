@@ -20,9 +20,12 @@ from transports.host import host_id
 __all__ = ["epoch_of", "group_hosts", "open_cards", "seal_card", "terms_of"]
 
 
-def seal_card(rank: int, size: int, job: str, secret: bytes, unix: str | None, tcp: tuple[str, int] | None) -> bytes:
-    """This process's card as JSON bytes. Its seal (an HMAC) lets only those who know the secret write or
-    change one.
+def seal_card(
+    rank: int, size: int, job: str, secret: bytes, unix: str | None, tcp: tuple[str, int] | None, knows: bool = False
+) -> bytes:
+    """This process's card as JSON bytes. Its seal (an HMAC) lets only those who know the secret write or change one.
+
+    `knows`: this rank has something to tell the others once all are there.
     """
     card: dict[str, Any] = {
         "version": VERSION,
@@ -35,6 +38,7 @@ def seal_card(rank: int, size: int, job: str, secret: bytes, unix: str | None, t
         "uid": os.geteuid(),
         "unix": unix,
         "tcp": tcp,
+        "knows": knows,
         "incarnation": secrets.token_hex(16),
     }
     return json.dumps({**card, "seal": _seal(card, secret)}).encode()

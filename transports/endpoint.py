@@ -55,6 +55,7 @@ class Endpoint:
     transport       "shm" needs no TCP, so none is listened on; all others do the same
     secret          equal on all ranks; None: this host only
     address         the numeric address that TCP listens on; by default 127.0.0.1
+    knows           whether this rank has something to tell the others; on the cards, so all know
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class Endpoint:
         transport: str = "auto",
         address: str | None = None,
         join_timeout_s: float = 60.0,
+        knows: bool = False,
     ) -> None:
         if not 0 <= rank < size:
             raise ValueError(f"rank {rank} of {size}: ranks go from 0 to {size - 1}")
@@ -85,7 +87,7 @@ class Endpoint:
         try:
             if size > 1:
                 unix, tcp = self._listen(None if transport == "shm" else address)
-            card = seal_card(rank, size, job, self._secret, unix, tcp)
+            card = seal_card(rank, size, job, self._secret, unix, tcp, knows)
             raw = [card] if store is None else store.exchange(rank, size, card, join_timeout_s)
             self.cards: list[dict[str, Any]] = open_cards(raw, rank, self._secret)
             self.hosts: tuple[tuple[int, ...], ...] = group_hosts(self.cards)

@@ -121,6 +121,7 @@ def join(
     transport: str = "auto",
     address: str | None = None,
     timeout_s: float = 60.0,
+    knows: bool = False,
     environ: Mapping[str, str] | None = None,
 ) -> Endpoint:
     """Meets the other ranks; returns when all are there. The arguments win over the environment (config.py).
@@ -148,6 +149,7 @@ def join(
             transport=transport,
             address=_address(launch, own, address or settings.address),
             join_timeout_s=timeout_s,
+            knows=knows,
         )
     except BaseException:
         if isinstance(store, FileStore):

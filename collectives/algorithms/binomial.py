@@ -36,7 +36,7 @@ def all_reduce(rank: int, size: int) -> Steps:
             yield step._replace(chunk=half, lane=half)
 
 
-@algorithm("broadcast", "binomial", near=True)
+@algorithm("broadcast", "binomial")
 def broadcast(rank: int, size: int, root: int) -> Iterator[Send | Recv]:
     """Down the tree; the drawing is at the head of this file.
 
