@@ -38,9 +38,11 @@ def binary_tree() -> Iterator[None]:
     @cc.algorithm("broadcast", "binary_tree")
     def down(rank: int, size: int, root: int) -> Iterator[cc.Send | cc.Recv]:
         if rank == root:
-            yield Send(two_tree._top(size - 1, 0, root), 0)
-        else:
-            yield from (step._replace(lane=0) for step in two_tree._down(rank, size, 0, root))
+            yield Send(two_tree.top(size - 1, 0, root), 0)
+            return
+        parent, children = two_tree.neighbours(rank, size, 0, root)
+        yield cc.Recv(parent, 0)
+        yield from (Send(child, 0) for child in children)
 
     yield
     cc.unregister("broadcast", "binary_tree")
