@@ -15,7 +15,7 @@ import math
 import statistics
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -44,6 +44,7 @@ _FITTED = 16  # sizes up to this many times smaller than the largest say what th
 _COMBINED_BYTES, _COMBINES = 4 << 20, 3
 _PAIRS, _REPEATS = 6, 10
 _RUN_S, _SAMPLE_S = 50e-6, 4e-3  # what one run of a program should take, and all runs of a sample
+_SLOW_S = 20e-3  # a round that takes longer is run once a sample, and that the ranks do not begin together is no matter
 _MOST_ROUNDS, _MOST_RUNS = 64, 128
 _LARGEST_SHARE = 1 / 16  # of the time for a class that one message of the largest size may take
 
@@ -149,6 +150,15 @@ def _combine(meter: Meter) -> float:
     return _COMBINED_BYTES / min(meter.sample(Probe(REDUCE, everyone, _COMBINED_BYTES)) for _ in range(_COMBINES))
 
 
+class _Known(NamedTuple):
+    """How a probe is sampled, now that it is known how long it takes."""
+
+    rounds: int  # in the program
+    runs: int
+    program: Any
+    slow: bool
+
+
 class Meter:
     """Runs probes. Every rank makes the same calls and hears the same times; `Communicator.meter` makes one.
 
@@ -161,7 +171,7 @@ class Meter:
         self._algorithm = names.algorithm("measure")
         self._began_s = time.perf_counter()
         self._memory: np.ndarray[Any, Any] = np.zeros(0, np.uint8)
-        self._known: dict[Probe, tuple[int, int, Any]] = {}  # rounds of a program, runs of a sample, the program
+        self._known: dict[Probe, _Known] = {}
         self._agree(0.0)
 
     def sample(self, probe: Probe) -> float:
@@ -170,11 +180,16 @@ class Meter:
             self._memory = np.zeros(memory_bytes(probe.nbytes), np.uint8)  # zeros: sums of them stay numbers
             self._memory.fill(0)  # written: a page that nobody has written costs more to read the first time
         if probe not in self._known:
-            once = self._compile(probe, 1)
-            self._run(once)
-            self._plan(probe, self._agree(self._timed(probe, [self._run(once)])))
-        rounds, runs, program = self._known[probe]
-        self._run(program)
+            once, taken_s = self._compile(probe, 1), 0.0
+            for _ in range(2):  # the first run touches memory and opens windows
+                taken_s = self._agree(self._timed(probe, [self._run(once)]))
+                if taken_s > _SLOW_S:
+                    self._known[probe] = _Known(1, 1, once, slow=True)
+                    return taken_s
+            self._plan(probe, taken_s)
+        rounds, runs, program, slow = self._known[probe]
+        if not slow:
+            self._run(program)  # so that the ranks begin together
         taken_s = self._agree(self._timed(probe, [self._run(program) for _ in range(runs)]) / rounds)
         self._plan(probe, taken_s)
         return taken_s
@@ -189,8 +204,8 @@ class Meter:
             rounds *= 4
         runs = int(min(max(_SAMPLE_S / (rounds * round_s), 1), _MOST_RUNS)) if round_s > 0 else _MOST_RUNS
         known = self._known.get(probe)
-        program = known[2] if known is not None and known[0] == rounds else self._compile(probe, rounds)
-        self._known[probe] = rounds, runs, program
+        program = known.program if known is not None and known.rounds == rounds else self._compile(probe, rounds)
+        self._known[probe] = _Known(rounds, runs, program, slow=round_s > _SLOW_S)
 
     def _compile(self, probe: Probe, rounds: int) -> Any:
         call = Call(COLLECTIVE_NUMBERS["all_to_all"], DTYPES["bytes"][0], 0, -1, probe.nbytes, self._algorithm)

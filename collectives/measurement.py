@@ -69,9 +69,9 @@ class Measurement:
         lines = [f"{'pairs':<10}{'latency':>12}{'busy':>12}{'bandwidth':>15}{'busy group':>15}"]
         for c in self.classes:
             times = f"{c.latency_s * 1e6:>9.2f} us{c.busy_latency_s * 1e6:>9.2f} us"
-            rates = f"{c.bandwidth_bytes_per_s / 1e9:>10.3f} GB/s{c.busy_bandwidth_bytes_per_s / 1e9:>10.3f} GB/s"
+            rates = f"{c.bandwidth_bytes_per_s / 1e9:>#10.3g} GB/s{c.busy_bandwidth_bytes_per_s / 1e9:>#10.3g} GB/s"
             lines.append(f"{c.level:<10}{times}{rates}")
-        lines.append(f"combining {self.combine_bytes_per_s / 1e9:.3f} GB/s, {self.transport}, {self.took_s:.1f} s")
+        lines.append(f"combining {self.combine_bytes_per_s / 1e9:#.3g} GB/s, {self.transport}, {self.took_s:.1f} s")
         return "\n".join(lines)
 
     def cluster(self) -> Cluster:

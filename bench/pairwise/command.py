@@ -141,8 +141,8 @@ def text(found: Pairwise, slow: Sequence[Outlier], transport: str) -> str:
     ):
         lines += ["#", f"# {title}", "#" + " " * 5 + "".join(f"{rank:>8}" for rank in range(size))]
         for rank, row in enumerate(matrix):
-            cells = ("-".rjust(6) if value is None else shrink(value, 6) for value in row)
-            lines.append(f"{rank:>6}" + "".join(f"  {cell}" for cell in cells))
+            cells = ("-" if value is None else figure(value) for value in row)
+            lines.append(f"{rank:>6}" + "".join(f"  {cell:>6}" for cell in cells))
     lines.append("#")
     # A latency is the same both ways: it is named once.
     named = [o for o in slow if o.what == "bandwidth" or o.source < o.target]
@@ -150,12 +150,17 @@ def text(found: Pairwise, slow: Sequence[Outlier], transport: str) -> str:
         pair = f"{o.source} to {o.target}" if o.what == "bandwidth" else f"{o.source} and {o.target}"
         unit = "GB/s" if o.what == "bandwidth" else "us"
         lines.append(
-            f"# Slow: ranks {pair}, {o.what} {o.value:.3g} {unit} where {o.typical:.3g} is typical of class {o.level}: "
-            f"{o.factor:.1f} times slower"
+            f"# Slow: ranks {pair}, {o.what} {figure(o.value)} {unit} where {figure(o.typical)} is typical of class "
+            f"{o.level}: {o.factor:.1f} times slower"
         )
     if len(named) > MOST_NAMED:
         lines.append(f"# and {len(named) - MOST_NAMED} more slow pairs")
     return "\n".join([*lines, f"# {'Slow pairs':<20} : {len(named)}"])
+
+
+def figure(value: float) -> str:
+    """Three digits or more, in six columns."""
+    return shrink(value, 6).strip() if value >= 10 else f"{value:#.3g}"
 
 
 def document(found: Pairwise, slow: Sequence[Outlier]) -> dict[str, Any]:

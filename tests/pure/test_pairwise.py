@@ -131,7 +131,7 @@ def test_the_tables_have_every_pair_and_name_the_slow_ones(pairs: tuple[Pairwise
             for b, cell in enumerate(row[1:]):
                 assert b == a or float(cell) == pytest.approx(matrix[a][b], abs=0.051)
     (one, two) = [line for line in lines if line.startswith("# Slow: ")]
-    assert one.startswith("# Slow: ranks 0 and 5, latency 81 us where ")
+    assert one.startswith("# Slow: ranks 0 and 5, latency 81.00 us where ")
     assert one.endswith("of class cluster: 4.0 times slower")
     assert two.startswith("# Slow: ranks 1 to 4, bandwidth 0.3")
     assert lines[-1].split(" : ")[1] == "2"
