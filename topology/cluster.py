@@ -1,8 +1,8 @@
 """A cluster: ranks, directed links with latency and bandwidth, the path from each rank to each other, and groups.
 
-    rank 0 ──out──▶┐                      ┌──in──▶ rank 2
-                   ├──host0.up──▶──host1.down──▶┤
-    rank 1 ──out──▶┘                      └──in──▶ rank 3
+    rank 0 ──out──┐                                  ┌──in──▶ rank 2
+                  ├──▶ host0.up ──────▶ host1.down ──┤
+    rank 1 ──out──┘                                  └──in──▶ rank 3
 
 What paths have in common is shared: here the NIC of host 0 carries what ranks 0 and 1 send to the other host. Links are
 full duplex: one Link for each direction.
@@ -187,7 +187,8 @@ class Cluster:
 
     def __repr__(self) -> str:
         hosts = "1 host" if len(self.hosts) == 1 else f"{len(self.hosts)} hosts"
-        return f"<Cluster {self.name}: {self.size} ranks on {hosts}, {len(self.links)} links>"
+        ranks = "1 rank" if self.size == 1 else f"{self.size} ranks"
+        return f"<Cluster {self.name}: {ranks} on {hosts}, {len(self.links)} links>"
 
 
 def innermost(groups: Groups) -> tuple[tuple[int, ...], ...]:

@@ -235,9 +235,10 @@ def _spell(name: str, value: Any) -> Any:
 
 
 def _write(value: Any, depth: int) -> str:
-    """JSON with what fits on a line on one line."""
+    """JSON with what fits on a line on one line; a link is always on one."""
     line = json.dumps(value, ensure_ascii=False)
-    if (depth and len(line) + 2 * depth <= 110) or not isinstance(value, (dict, list)) or not value:
+    fits = len(line) + 2 * depth <= (110 if isinstance(value, list) else 160)
+    if (depth and fits) or not isinstance(value, (dict, list)) or not value:
         return line
     inner = "  " * (depth + 1)
     if isinstance(value, dict):

@@ -17,6 +17,7 @@ from topology.units import spell_bytes_per_s, spell_s
 __all__ = ["svg"]
 
 _MOST_RANKS, _MOST_GROUPS, _MOST_LAYERS, _MOST_LINE = 64, 16, 8, 24
+_MOST_WIDTH = 1300.0  # of groups side by side
 _INK, _PALE, _LINE, _RANK = "#1f2937", "#6b7280", "#9ca3af", "#dbeafe"
 _FILLS = ("#f8fafc", "#eef2f7", "#ffffff", "#f1f5f9")
 _KINDS = {"NV": "#16a34a", "PCI": "#2563eb", "PHB": "#7c3aed", "SYS": "#dc2626", "NIC": "#d97706"}
@@ -86,7 +87,9 @@ def _groups(cluster: Cluster) -> _Drawing:
             members = cast("tuple[Groups, ...]", group)
             shown = [member(m, depth) for m in members[:_MOST_GROUPS]]
             columns = math.ceil(math.sqrt(len(shown)))
-            inside = _pack(shown, columns if len(shown) > 4 else len(shown), 14)
+            columns = columns if len(shown) > 4 else len(shown)
+            widest = max(drawing[0] for drawing in shown) + 14
+            inside = _pack(shown, max(1, min(columns, int(_MOST_WIDTH / widest))), 14)
             more = len(members) - _MOST_GROUPS
             what = f"{cluster.levels[depth]}s"
         width, height, elements = inside

@@ -324,7 +324,7 @@ def wan(
         Level("site", site_latency_s, site_bandwidth_bytes_per_s),
         Level("host", (network_latency_s - latency_s) / 2, network_bandwidth_bytes_per_s),
     ]
-    name = f"wan({[tuple(site) for site in sites]})"
+    name = f"wan({[tuple(site) for site in sites]})" if len(sites) <= 4 else f"wan of {len(sites)} sites"
     return _tree(name, tuple(groups), levels, latency_s / 2, bandwidth_bytes_per_s, combine_bytes_per_s)
 
 

@@ -92,6 +92,13 @@ def test_a_file_is_read_and_written(tmp_path: Path) -> None:
         Cluster.load(tmp_path / "lab.json")
 
 
+def test_a_written_file_has_a_link_to_a_line() -> None:
+    wires = [Wire("gpu 0000:42:00.0", "pci 0000:40:00.0", 5e-7, 24e9, kind="PCI"), Wire("b", "pci 0000:40:00.0", 1, 1)]
+    lines = graph(["gpu 0000:42:00.0", "b"], wires, groups=((0,), (1,)), levels=["host"]).to_json().splitlines()
+    assert len(lines) == 2 + 1 + 2 + len(wires) + 2  # braces, ranks, brackets of links, links, groups and levels
+    assert '"latency_s": "500 ns", "bandwidth_bytes_per_s": "24 GB/s", "kind": "PCI"}' in lines[3]
+
+
 def test_a_file_written_by_hand() -> None:
     cluster = Cluster.from_json(
         """
