@@ -33,7 +33,7 @@ def picture(found: Pairwise, slow: Sequence[Outlier]) -> str:
     """An SVG document: latency on the left, bandwidth on the right."""
     size = len(found.hosts)
     cell = min(max(MAP_PIXELS // size, SMALLEST_CELL), LARGEST_CELL)
-    side = max(cell * size, 430)  # a legend has this width
+    side = max(cell * size, 470)  # a legend has this width
     width, height = 2 * (LEFT + side) + GAP + 24, TOP + cell * size + LEGEND
     hosts = len(set(found.hosts))
     title = f"All pairs of {size} rank{'s' * (size != 1)} on {hosts} host{'s' * (hosts != 1)}"
@@ -85,7 +85,7 @@ def _map(
                 f"<title>{said}</title></rect>"
             )
             if cell >= TEXT_CELL:
-                shade = " dark" if share > 0.5 else ""
+                shade = " dark" if share > 0.42 else ""
                 parts.append(
                     f'<text x="{x + cell / 2:g}" y="{y + cell / 2 + 4:g}" class="middle{shade}">{_short(value)}</text>'
                 )
