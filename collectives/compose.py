@@ -75,15 +75,16 @@ class Small(Protocol):
     def steps(self, rank: int) -> Sequence[Step]: ...
 
 
-def placed(plan: Small, member: int, ranks: Sequence[int], parts: Parts, data: int) -> list[Step]:
+def placed(plan: Small, member: int, ranks: Sequence[int], parts: Parts, data: int, *, lane: int = 0) -> list[Step]:
     """The steps of one member of a small plan, whose rank i is played by `ranks[i]` on these parts.
 
-    `data` is the number of data chunks of the large plan: spare chunks keep their plane [Note: chunks].
+    `data` is the number of data chunks of the large plan: spare chunks keep their plane [Note: chunks]. `lane` is
+    where the small plan's lanes begin.
     """
     cut = _remembered if isinstance(parts, Run) else _cut
     return [
         step if peer < 0 else _step(type(step), (ranks[peer], *rest))
-        for step, peer, rest in cut(plan, member, parts, data)
+        for step, peer, rest in cut(plan, member, parts, data, lane)
     ]
 
 
@@ -93,7 +94,7 @@ _Cut = tuple[Step, int, tuple[int, ...]]
 _step = cast("Callable[[type[Step], tuple[int, ...]], Step]", tuple.__new__)  # pyright: ignore[reportUnknownMemberType]
 
 
-def _cut(plan: Small, member: int, parts: Parts, data: int) -> list[_Cut]:
+def _cut(plan: Small, member: int, parts: Parts, data: int, first_lane: int) -> list[_Cut]:
     """The steps of one member on the chunks of the large plan."""
     pieces, small = plan.chunks, plan.blocks * plan.chunks
     cut: list[_Cut] = []
@@ -105,10 +106,10 @@ def _cut(plan: Small, member: int, parts: Parts, data: int) -> list[_Cut]:
             for first, n in parts.stretches(source % small, count, pieces):
                 cut.append((type(step)._make((a + first, b + first, n, *rest)), -1, ()))
         else:
-            peer, chunk, count, *rest = step
+            peer, chunk, count, lane, *rest = step
             plane = chunk // small * data
             for first, n in parts.stretches(chunk % small, count, pieces):
-                cut.append((step, peer, (plane + first, n, *rest)))
+                cut.append((step, peer, (plane + first, n, first_lane + lane, *rest)))
     return cut
 
 

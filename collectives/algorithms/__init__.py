@@ -13,6 +13,7 @@ from collectives.algorithms import (  # noqa: I001
     binomial,
     two_tree,
     scatter_all_gather,
+    torus,
     hierarchical,
     barrier,
     scan,
@@ -28,5 +29,6 @@ __all__ = [
     "ring",
     "scan",
     "scatter_all_gather",
+    "torus",
     "two_tree",
 ]

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 
 from collectives.plan import Algorithm, Hosts
 
@@ -49,9 +50,17 @@ def formulas(algorithm: Algorithm) -> list[Formula]:
 
 
 def names(size: int, hosts: Hosts) -> dict[str, object]:
-    """n ranks, L = ceil(log2 n), H hosts, the smallest of C ranks, the largest of W."""
+    """n ranks, L = ceil(log2 n), H hosts, the smallest of C ranks, the largest of W; S, the least sum of three sides,
+    each less one, of a box of n."""
     sizes = [len(host) for host in hosts]
-    values = {"n": size, "L": _ceil_log2(size), "H": len(hosts), "C": min(sizes), "W": max(sizes)}
+    values = {
+        "S": _least_sides(size),
+        "n": size,
+        "L": _ceil_log2(size),
+        "H": len(hosts),
+        "C": min(sizes),
+        "W": max(sizes),
+    }
     functions = {"min": min, "max": max, "ceil": math.ceil, "log2": _ceil_log2}
     return {**{name: Fraction(value) for name, value in values.items()}, **functions}
 
@@ -63,6 +72,12 @@ def _compile(source: str) -> Callable[[dict[str, object]], Fraction]:
             raise ValueError(f"{source!r} is not a formula: {ast.dump(node)}")
     code = compile(tree, source, "eval")
     return lambda values: Fraction(eval(code, {"__builtins__": {}}, values))
+
+
+@lru_cache(maxsize=256)
+def _least_sides(size: int) -> int:
+    sides = range(1, size + 1)
+    return min(a + b + size // (a * b) for a in sides for b in sides if size % (a * b) == 0) - 3
 
 
 def _ceil_log2(value: int | Fraction) -> int:

@@ -37,9 +37,14 @@ def roots(collective: str, size: int) -> range:
     return range(size) if COLLECTIVES[collective].rooted else range(1)
 
 
+def sizes(name: str) -> list[int]:
+    """1 to 64; fewer where a plan has many messages, with primes, cubes and boxes among them."""
+    return [*range(1, 25), 27, 31, 32, 36, 47, 60, 64] if name == "torus" else [*range(1, 65)]
+
+
 @pytest.mark.parametrize(("collective", "name"), FLAT)
 def test_every_size_and_root_is_proved(collective: str, name: str) -> None:
-    for size in range(1, 65):
+    for size in sizes(name):
         for root in roots(collective, size):
             assert_costs(verify(Plan(collective, name, size, root)), (tuple(range(size)),))
 
