@@ -12,7 +12,7 @@ from html import escape
 from pathlib import Path
 
 from . import tables
-from .heatmap import heatmap
+from .heatmap import STYLE, heatmaps
 from .lines import Line, lines
 from .plot import css_class, mark, plot
 from .read import Pairwise, Run
@@ -23,7 +23,9 @@ HYPHEN = "\N{NON-BREAKING HYPHEN}"
 
 def html(runs: Sequence[Run | Pairwise]) -> str:
     """The page of these runs; those of one collective share their plots."""
-    style, script = (Path(__file__).with_name(name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
+    here = Path(__file__)
+    style = STYLE + here.with_name("page.css").read_text(encoding="utf-8")
+    script = here.with_name("page.js").read_text(encoding="utf-8")
     policy = f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; img-src data:"
     groups: dict[str, list[Run]] = {}
     for run in runs:
@@ -111,12 +113,7 @@ def _notes(runs: Sequence[Run]) -> list[str]:
 
 
 def _pairs(name: str, matrix: Pairwise) -> str:
-    latency = [o for o in matrix.outliers if o.what == "latency"]
-    bandwidth = [o for o in matrix.outliers if o.what == "bandwidth"]
-    maps = (
-        heatmap(f"{name}-bw", "Bandwidth", "GB/s", matrix.bandwidth_gb_per_s, bandwidth, more_is_better=True),
-        heatmap(f"{name}-lat", "Latency", "µs", matrix.latency_us, latency, more_is_better=False),
-    )
+    maps = heatmaps(name, matrix.hosts, matrix.bandwidth_gb_per_s, matrix.latency_us, matrix.outliers)
     figures = "".join(f'<figure class="wide">{svg}</figure>' for svg in maps)
     shown = "".join(map(_table, tables.pairs(matrix)))
     return f'<section id="{name}"><h2>All pairs</h2><div class="plots">{figures}</div>{shown}</section>'

@@ -160,11 +160,14 @@ def test_the_picture_has_a_cell_for_each_pair_and_a_frame_for_each_slow_one(
     root = ET.fromstring(picture(*pairs))
     rects = list(root.iter("{http://www.w3.org/2000/svg}rect"))
     tooltips = [next(iter(rect)).text or "" for rect in rects if len(rect)]
-    assert len(tooltips) == 2 * 6 * 5
-    assert sum(rect.get("class") == "slow" for rect in rects) == 3
-    assert sum("times slower" in tooltip for tooltip in tooltips) == 3
-    darkest = min(rects, key=lambda rect: (rect.get("fill") or "#ffffff")[1:3])
-    assert "0 to 5" in (next(iter(darkest)).text or "") or "1 to 4" in (next(iter(darkest)).text or "")
+    assert len(tooltips) == 2 * 6 * 6
+    assert sum("no figure" in tooltip for tooltip in tooltips) == 2 * 6  # a rank and itself
+    assert sum("out" in (rect.get("class") or "").split() for rect in rects) == 3
+    assert sum("stands out" in tooltip for tooltip in tooltips) == 3
+    shade = {next(iter(rect)).text or "": (rect.get("class") or "").split()[1] for rect in rects if len(rect)}
+    slowest = [tooltip for tooltip, name in shade.items() if name == "h6"]
+    assert any("from rank 0 to 5" in tooltip or "from rank 1 to 4" in tooltip for tooltip in slowest)
+    assert "none" not in {name for tooltip, name in shade.items() if "no figure" not in tooltip}
 
 
 @pytest.mark.parametrize("size", [1, 2, 100])
