@@ -13,6 +13,7 @@ from collectives.algorithms import (  # noqa: I001
     binomial,
     two_tree,
     scatter_all_gather,
+    circulant_graph,
     torus,
     hierarchical,
     barrier,
@@ -22,6 +23,7 @@ from collectives.algorithms import (  # noqa: I001
 __all__ = [
     "barrier",
     "binomial",
+    "circulant_graph",
     "direct",
     "halving_doubling",
     "hierarchical",
