@@ -36,8 +36,8 @@ class _Named(NamedTuple):
 
 def lines(runs: Sequence[Run]) -> list[Line]:
     """The lines of runs of one collective, algorithms first. Sizes and values of zero have no place on the axes."""
-    found = [line for run in runs for line in (*_measured(run), *_contenders(run))]
-    predicted = [line for run in runs for line in _predictions(run)]
+    found = [line for run in runs for line in (*_measured(run), *_contenders(run)) if line.times]
+    predicted = [line for run in runs for line in _predictions(run) if line.times]
     collective = runs[0].collective
     name = _namer([*found, *predicted])
     styles = {name(line): style for style, line in enumerate(found)}
@@ -79,9 +79,7 @@ def _contenders(run: Run) -> Iterable[_Named]:
 
 
 def _predictions(run: Run) -> Iterable[_Named]:
-    for line in _by_quality(run, "prediction", lambda row: row.predicted_us or 0.0):
-        if line.times:
-            yield line
+    return _by_quality(run, "prediction", lambda row: row.predicted_us or 0.0)
 
 
 def _by_quality(run: Run, kind: str, time_us: Callable[[Row], float]) -> Iterable[_Named]:

@@ -80,7 +80,7 @@ def _collective(name: str, runs: Sequence[Run]) -> str:
         figures = "".join(f"<figure>{svg}</figure>" for svg in plots if svg)
         parts.append(f'<div class="plots">{figures}</div>{_legend(name, drawn)}')
         parts += [f'<p class="note">{escape(text)}</p>' for text in _notes(runs)]
-    parts.append(_table(tables.glance(drawn)))
+        parts.append(_table(tables.glance(drawn)))
     for run in runs:
         tell = f" ({run.name})" if len(runs) > 1 else ""
         if run.compared:

@@ -25,8 +25,9 @@ def markdown(runs: Sequence[Run | Pairwise]) -> str:
             parts += [f"## All pairs of {len(run.hosts)} ranks ({_safe(run.name)})", *map(_table, tables.pairs(run))]
         else:
             parts.append(f"## {run.collective}, {run.ranks} ranks, {_safe(run.transport)} ({_safe(run.name)})")
-            parts.append(_table(tables.glance(lines([run]))))
-            if run.roof:
+            if drawn := lines([run]):
+                parts.append(_table(tables.glance(drawn)))
+            if run.roof and run.roof.points:
                 parts.append(f"The roof is {_safe(run.roof.name)}: {_safe(run.roof.what)}.")
             parts += [_table(tables.compared(run))] if run.compared else []
             parts += [_table(tables.results(run))] if run.rows else []

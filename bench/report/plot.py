@@ -82,6 +82,8 @@ def value_text(value: float) -> str:
 
 def _curve(number: int, line: Line, curve: Points, x: Axis, y: Axis, unit: str) -> str:
     way = " ".join(f"{'L' if i else 'M'}{x.at(size)} {y.at(value)}" for i, (size, value) in enumerate(curve))
+    if len(curve) == 1:  # a line all the same, as there may be no mark
+        way = f"M{x.at(curve[0][0]) - 24:g} {y.at(curve[0][1])}h48"
     parts = [f'<g class="line {css_class(line)}" data-line="{number}" data-name="{escape(line.name)}">']
     parts.append(f'<path class="way" d="{way}"/>')
     for size, value in curve:

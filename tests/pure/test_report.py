@@ -274,9 +274,17 @@ def test_the_command_makes_one_page_of_several_files(tmp_path: Path) -> None:
     assert out.read_text().count('class="heat"') == 2
 
 
+def test_one_size_is_shown_by_a_mark_and_the_roof_by_a_dash(tmp_path: Path) -> None:
+    page = text_of(tmp_path, ".html", document(rows=[row(1024)], roof=Roof("memory copy", "how", ((1024, 5.0),))))
+    for kind in ("measured", "roof"):
+        ways = re.findall(rf'class="line {kind}[^>]*><path class="way" d="M[\d.]+ [\d.]+h48"', page)
+        assert len(ways) == 2
+
+
 def test_a_barrier_has_a_table_and_no_plot(tmp_path: Path) -> None:
     half = Measured(3.0, 0.0, 0.0, None)
     barrier = Row(0, 0, "float32", "none", -1, half, None, "dissemination", 20)
     page = text_of(tmp_path, ".html", document(rows=[barrier], roof=None, config={"collective": "barrier"}))
     assert 'class="plot"' not in page
+    assert "At a glance" not in page
     assert "dissemination" in page
