@@ -41,6 +41,9 @@ def test_beside_gloo_in_the_same_cluster(tmp_path: Path) -> None:
     assert row["ours_us"] > least_us
     assert row["gloo_us"] > least_us
     assert "x faster than gloo" in text
+    roof = result["treering"]["roof"]
+    assert roof["name"] == "link"
+    assert 0.8 * 6.25e-3 < roof["points"][0]["bus_bw"] < 1.05 * 6.25e-3
 
 
 def test_a_root_without_the_right_to_make_namespaces_is_told_what_it_needs() -> None:
