@@ -53,7 +53,7 @@ def connect(
     rank: int | None = None,
     size: int | None = None,
     secret: str | bytes | None = None,
-    address: str | None = None,
+    address: str | Sequence[str] | None = None,
     transport: str = "auto",
     lanes: int = 1,
     ring_bytes: int = 256 << 10,
@@ -71,9 +71,11 @@ def connect(
 
     secret           at least 16 characters, equal on all ranks; needed when ranks are on several hosts. Without it
                      this rank listens on this host only. TREERING_SECRET and TREERING_SECRET_FILE give it too.
-    address          the address or network interface to listen on (TREERING_ADDRESS)
+    address          the address or network interface to listen on (TREERING_ADDRESS), or several, in a sequence or
+                     with commas: "eth1,eth2"; lanes are spread over them
     transport        "auto": shared memory within a host, TCP between hosts; "shm", "tcp": that one only
-    lanes            TCP connections and rings per peer over which a large message is spread
+    lanes            TCP connections and rings per peer over which a large message is spread; at least one for each
+                     address
     ring_bytes       memory of one direction of a shared-memory lane, a power of two, at least 4096
     reproducible     calls that reduce give the same bits whatever the size of the array, algorithm, transport,
                      placement and lanes, unless they say reproducible=False (collectives/calls.py)
@@ -109,8 +111,8 @@ def connect(
         endpoint.close()
         raise
     communicator = Communicator(
-        engine, names, timeout_s=timeout_s, lanes=lanes, reproducible=reproducible, found=launch.found,
-        on_close=endpoint.close, on_fork=endpoint.drop_after_fork,
+        engine, names, timeout_s=timeout_s, lanes=max(lanes, endpoint.rails), reproducible=reproducible,
+        found=launch.found, on_close=endpoint.close, on_fork=endpoint.drop_after_fork,
     )  # fmt: skip
     _open.add(communicator)
     if endpoint.cards[0]["knows"]:

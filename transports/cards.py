@@ -17,15 +17,22 @@ from transports.errors import RendezvousError
 from transports.handshake import VERSION, Terms, role_key
 from transports.host import host_id
 
-__all__ = ["epoch_of", "group_hosts", "open_cards", "seal_card", "terms_of"]
+__all__ = ["epoch_of", "group_hosts", "open_cards", "seal_card", "tcp_addresses", "terms_of"]
 
 
 def seal_card(
-    rank: int, size: int, job: str, secret: bytes, unix: str | None, tcp: tuple[str, int] | None, knows: bool = False
+    rank: int,
+    size: int,
+    job: str,
+    secret: bytes,
+    unix: str | None,
+    tcp: Sequence[tuple[str, int]],
+    knows: bool = False,
 ) -> bytes:
     """This process's card as JSON bytes. Its seal (an HMAC) lets only those who know the secret write or change one.
 
-    `knows`: this rank has something to tell the others once all are there.
+    `tcp`: where it listens, the first on the card as "tcp", the others as "rails". `knows`: this rank has something to
+    tell the others once all are there.
     """
     card: dict[str, Any] = {
         "version": VERSION,
@@ -37,7 +44,8 @@ def seal_card(
         "host_id": host_id(),
         "uid": os.geteuid(),
         "unix": unix,
-        "tcp": tcp,
+        "tcp": tcp[0] if tcp else None,
+        "rails": tcp[1:],
         "knows": knows,
         "incarnation": secrets.token_hex(16),
     }
@@ -85,6 +93,11 @@ def group_hosts(cards: Sequence[dict[str, Any]]) -> tuple[tuple[int, ...], ...]:
     for rank, card in enumerate(cards):
         hosts.setdefault(str(card["host_id"]), []).append(rank)
     return tuple(tuple(ranks) for ranks in hosts.values())
+
+
+def tcp_addresses(card: dict[str, Any]) -> list[tuple[str, int]]:
+    """Where a rank listens: (numeric address, port)."""
+    return [] if card["tcp"] is None else [(str(host), int(port)) for host, port in (card["tcp"], *card["rails"])]
 
 
 def _seal(card: dict[str, Any], secret: bytes) -> str:

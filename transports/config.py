@@ -3,7 +3,8 @@ launchers set).
 
     TREERING_SECRET        what all ranks of a job know and nobody else, at least 16 characters
     TREERING_SECRET_FILE   the same in a file, which only its owner may read or write (mode 0600 or 0400)
-    TREERING_ADDRESS       the address (10.0.0.3) or network interface (eth1) on which this rank listens
+    TREERING_ADDRESS       the address (10.0.0.3) or network interface (eth1) on which this rank listens, or several:
+                           "eth1,eth2" spreads the lanes over both
     XDG_CACHE_HOME         where what was measured is kept, in a folder treering; ~/.cache when it is not set
 """
 

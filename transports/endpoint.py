@@ -21,9 +21,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
-from transports.cards import group_hosts, open_cards, seal_card, terms_of
+from transports.cards import group_hosts, open_cards, seal_card, tcp_addresses, terms_of
 from transports.errors import DeadlineExceeded, PeerLostError, RendezvousError, TransportError, WireError
 from transports.handshake import Closed, Dialer, Refused
 from transports.listener import Accept, Listener, peer_uid
@@ -54,7 +54,8 @@ class Endpoint:
     job             the job's name, equal on all ranks
     transport       "shm" needs no TCP, so none is listened on; all others do the same
     secret          equal on all ranks; None: this host only
-    address         the numeric address that TCP listens on; by default 127.0.0.1
+    address         the numeric address that TCP listens on, or several: lanes are spread over them; by default
+                    127.0.0.1
     knows           whether this rank has something to tell the others; on the cards, so all know
     """
 
@@ -67,7 +68,7 @@ class Endpoint:
         job: str,
         secret: bytes | None,
         transport: str = "auto",
-        address: str | None = None,
+        address: str | Sequence[str] | None = None,
         join_timeout_s: float = 60.0,
         knows: bool = False,
     ) -> None:
@@ -75,18 +76,20 @@ class Endpoint:
             raise ValueError(f"rank {rank} of {size}: ranks go from 0 to {size - 1}")
         if store is None and size > 1:
             raise ValueError(f"{size} ranks need a store to find each other")
-        address = address or LOOPBACK
-        if secret is None and not is_loopback(address):
-            raise ValueError(f"without a secret only this host can be served, not {address}; {HOW_TO_MAKE_A_SECRET}")
+        addresses = (address,) if isinstance(address, str) else tuple(address or (LOOPBACK,))
+        far = [a for a in addresses if not is_loopback(a)]
+        if secret is None and far:
+            raise ValueError(f"without a secret only this host can be served, not {far[0]}; {HOW_TO_MAKE_A_SECRET}")
         self.rank, self.size = rank, size
         self._secret = secret or b""
         self._store = store
         self._directory: tempfile.TemporaryDirectory[str] | None = None
         self._listener: Listener | None = None
-        unix = tcp = None
+        unix: str | None = None
+        tcp: list[tuple[str, int]] = []
         try:
             if size > 1:
-                unix, tcp = self._listen(None if transport == "shm" else address)
+                unix, tcp = self._listen(() if transport == "shm" else addresses)
             card = seal_card(rank, size, job, self._secret, unix, tcp, knows)
             raw = [card] if store is None else store.exchange(rank, size, card, join_timeout_s)
             self.cards: list[dict[str, Any]] = open_cards(raw, rank, self._secret)
@@ -122,6 +125,11 @@ class Endpoint:
         """Whether memory and Unix sockets can be shared with that rank."""
         return bool(self.cards[peer]["host_id"] == self.cards[self.rank]["host_id"])
 
+    @property
+    def rails(self) -> int:
+        """The most addresses that any rank listens on."""
+        return max(len(tcp_addresses(card)) for card in self.cards)
+
     def serve(self, comm: str, accept: Accept) -> None:
         """Hands connections whose hello has `"comm": comm` to `accept(peer, hello, sock, fds)`, those that
         came already too.
@@ -151,6 +159,7 @@ class Endpoint:
         family: Literal["unix", "tcp"],
         deadline_s: float,
         fds: Sequence[int] = (),
+        rail: int = 0,
     ) -> socket.socket:
         """A new connection that `peer` has taken over: authenticated both ways, empty, in blocking mode,
         CLOEXEC.
@@ -158,6 +167,7 @@ class Endpoint:
         hello         JSON, at most 4 KiB; "comm" names the communicator. The peer's `accept` gets it.
         deadline_s    for all of it, also for the peer to open the communicator
         fds           sent along (family "unix"); the caller keeps its own copies
+        rail          which of the peer's addresses, and from which of this rank's own, each counted round
 
         May be called from any thread, except by an `accept` (it waits for another rank). Raises PeerLostError
         (nobody listens there, or it went away), DeadlineExceeded, WireError (the peer's `accept` refused, or
@@ -168,7 +178,7 @@ class Endpoint:
             raise ValueError(f"rank {self.rank} of {self.size} cannot dial rank {peer}")
         if fds and family != "unix":
             raise ValueError("descriptors can only be passed through a Unix socket")
-        call = _Call(self, peer, family, time.monotonic() + deadline_s, deadline_s)
+        call = _Call(self, peer, family, rail, time.monotonic() + deadline_s, deadline_s)
         pause_s = _FIRST_PAUSE_S
         while True:
             sock = call.connect()
@@ -207,7 +217,7 @@ class Endpoint:
         if listener is not None:
             listener.drop_after_fork()
 
-    def _listen(self, address: str | None) -> tuple[str, tuple[str, int] | None]:
+    def _listen(self, addresses: Sequence[str]) -> tuple[str, list[tuple[str, int]]]:
         sockets: list[socket.socket] = []
         try:
             unix = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -220,20 +230,21 @@ class Endpoint:
                 name = os.path.join(self._directory.name, "socket")
             unix.bind(_unix_address(name))
             unix.listen(_BACKLOG)
-            port = 0
-            if address is not None:
+            tcp_at: list[tuple[str, int]] = []
+            for address in addresses:
                 family = socket.AF_INET6 if ":" in address else socket.AF_INET
                 tcp = socket.socket(family, socket.SOCK_STREAM)
                 sockets.append(tcp)
                 tcp.bind((address, 0))
                 tcp.listen(_BACKLOG)
-                port = tcp.getsockname()[1]
+                tcp_at.append((address, tcp.getsockname()[1]))
             self._listener = Listener(self.rank, self._secret, sockets)
-            return name, None if address is None else (address, port)
+            return name, tcp_at
         except OSError as error:
             for sock in sockets:
                 sock.close()
-            raise TransportError(f"rank {self.rank} cannot listen on {address}: {error}") from error
+            where = ", ".join(addresses) or "a Unix socket"
+            raise TransportError(f"rank {self.rank} cannot listen on {where}: {error}") from error
 
     def _check_hosts(self, has_secret: bool) -> None:
         if len(self.hosts) == 1:
@@ -248,9 +259,10 @@ class Endpoint:
                 raise RendezvousError(
                     f"the ranks are on several hosts ({', '.join(names)}), which shared memory cannot join"
                 )
-            if is_loopback(card["tcp"][0]):
+            near = next((host for host, _ in tcp_addresses(card) if is_loopback(host)), None)
+            if near is not None:
                 raise RendezvousError(
-                    f"rank {rank} on {card['host']} listens on {card['tcp'][0]}, which other hosts cannot "
+                    f"rank {rank} on {card['host']} listens on {near}, which other hosts cannot "
                     "reach: set TREERING_ADDRESS there to its address or network interface"
                 )
 
@@ -258,11 +270,14 @@ class Endpoint:
 class _Call:
     """The attempts of one dial: where to, until when, and how its errors read."""
 
-    def __init__(self, endpoint: Endpoint, peer: int, family: str, deadline: float, deadline_s: float) -> None:
+    def __init__(
+        self, endpoint: Endpoint, peer: int, family: str, rail: int, deadline: float, deadline_s: float
+    ) -> None:
         card = endpoint.cards[peer]
         self.who = f"rank {peer} (process {card['pid']} on {card['host']})"
         self.peer, self.family, self.deadline, self.deadline_s = peer, family, deadline, deadline_s
         self.stage = "take the connection"
+        self.source: str | None = None
         if family == "unix":
             if not endpoint.same_host(peer):
                 raise ValueError(f"{self.who} is on another host: a Unix socket cannot reach it")
@@ -270,8 +285,13 @@ class _Call:
         else:
             if card["tcp"] is None:
                 raise ValueError(f'{self.who} does not listen on TCP (transport="shm")')
-            host, port = cast("tuple[str, int]", card["tcp"])
+            theirs, own = tcp_addresses(card), tcp_addresses(endpoint.cards[endpoint.rank])
+            host, port = theirs[rail % len(theirs)]
             self.kind, self.address = (socket.AF_INET6 if ":" in host else socket.AF_INET), (host, port)
+            if len(own) > 1:
+                source = own[rail % len(own)][0]
+                if (":" in source, is_loopback(source)) == (":" in host, is_loopback(host)):
+                    self.source = source
 
     def remaining_s(self) -> float:
         remaining = self.deadline - time.monotonic()
@@ -284,6 +304,8 @@ class _Call:
         sock = socket.socket(self.kind, socket.SOCK_STREAM)
         try:
             sock.settimeout(self.remaining_s())
+            if self.source is not None:
+                sock.bind((self.source, 0))
             sock.connect(self.address)
             if self.kind != socket.AF_UNIX:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -20,7 +20,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,7 @@ from urllib.parse import unquote, urlsplit
 from transports.config import check_secret, read_settings
 from transports.endpoint import Endpoint
 from transports.launcher_stores import MpiStore, TorchStore, torch_tcp_store
-from transports.network import LOOPBACK, choose_address
+from transports.network import LOOPBACK, choose_addresses
 from transports.stores import FileStore, Store
 
 __all__ = ["Kind", "Launch", "detect", "join"]
@@ -119,7 +119,7 @@ def join(
     *,
     secret: str | bytes | None = None,
     transport: str = "auto",
-    address: str | None = None,
+    address: str | Sequence[str] | None = None,
     timeout_s: float = 60.0,
     knows: bool = False,
     environ: Mapping[str, str] | None = None,
@@ -147,7 +147,7 @@ def join(
             job=f"{launch.job}/{number}",
             secret=own,
             transport=transport,
-            address=_address(launch, own, address or settings.address),
+            address=_addresses(launch, own, address or settings.address),
             join_timeout_s=timeout_s,
             knows=knows,
         )
@@ -157,10 +157,10 @@ def join(
         raise
 
 
-def _address(launch: Launch, secret: bytes | None, wanted: str | None) -> str:
+def _addresses(launch: Launch, secret: bytes | None, wanted: str | Sequence[str] | None) -> tuple[str, ...]:
     if wanted is None and (secret is None or launch.local_size == launch.size):
-        return LOOPBACK
-    return choose_address(wanted, launch.head)
+        return (LOOPBACK,)
+    return choose_addresses(wanted, launch.head)
 
 
 def _launcher(env: _Environment) -> Launch | None:

@@ -7,8 +7,9 @@ import ipaddress
 import socket
 import struct
 import sys
+from collections.abc import Sequence
 
-__all__ = ["LOOPBACK", "choose_address", "is_loopback"]
+__all__ = ["LOOPBACK", "choose_address", "choose_addresses", "is_loopback"]
 
 LOOPBACK = "127.0.0.1"
 _SIOCGIFADDR = 0x8915
@@ -34,6 +35,20 @@ def choose_address(wanted: str | None, head: str | None) -> str:
         if not is_loopback(address):
             return address
     return LOOPBACK
+
+
+def choose_addresses(wanted: str | Sequence[str] | None, head: str | None) -> tuple[str, ...]:
+    """The numeric addresses to listen on: those wanted, separated by commas or in a sequence, or the one chosen.
+
+    Raises ValueError as `choose_address` does, and when one is there twice.
+    """
+    if wanted is None:
+        return (choose_address(None, head),)
+    names = wanted.split(",") if isinstance(wanted, str) else wanted
+    addresses = tuple(choose_address(name.strip(), head) for name in names)
+    if not addresses or len({*addresses}) < len(addresses):
+        raise ValueError(f"address={wanted!r} must name one or more addresses, each once: {', '.join(addresses)}")
+    return addresses
 
 
 def is_loopback(address: str) -> bool:

@@ -2,8 +2,9 @@
 
 Of two ranks the lower one dials. It brings the memory of shared-memory lanes along, so a link over shared memory is
 one Unix connection (kept for control frames) and one segment a lane; a link over TCP is one connection for control and
-one a lane. The higher rank waits; when the lower one does not come by itself (it is busy with something else, or about
-to make a call that does not match), a `poke` asks it to, which its listener answers without its main thread.
+one a lane. Where ranks listen on several addresses, lane i takes the i-th of them, counted round. The higher rank
+waits; when the lower one does not come by itself (it is busy with something else, or about to make a call that does
+not match), a `poke` asks it to, which its listener answers without its main thread.
 """
 
 from __future__ import annotations
@@ -143,14 +144,14 @@ class Links:
         if peer not in self._controls:
             self._keep_control(peer, self._connect(peer, {"kind": "control"}, "tcp", timeout_s))
         for lane in lanes:
-            sock = self._connect(peer, {"kind": "tcp", "lane": lane}, "tcp", timeout_s)
+            sock = self._connect(peer, {"kind": "tcp", "lane": lane}, "tcp", timeout_s, rail=lane)
             self._engine.attach_tcp(peer, lane, self._tuned(peer, sock).detach())
 
     def _connect(
-        self, peer: int, hello: dict[str, Any], family: Any, timeout_s: float, fds: Sequence[int] = ()
+        self, peer: int, hello: dict[str, Any], family: Any, timeout_s: float, fds: Sequence[int] = (), rail: int = 0
     ) -> socket.socket:
         hello = {"comm": self._name, **hello}
-        return self._endpoint.dial(self._members[peer], hello, family=family, deadline_s=timeout_s, fds=fds)
+        return self._endpoint.dial(self._members[peer], hello, family=family, deadline_s=timeout_s, fds=fds, rail=rail)
 
     def _keep_control(self, peer: int, sock: socket.socket) -> bool:
         """Gives the engine the control connection to the peer, unless it has one."""
