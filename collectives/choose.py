@@ -36,6 +36,9 @@ CANONICAL = {
 }
 """The algorithms that combine in the canonical order on any number of ranks; what `reproducible=True` chooses among."""
 
+GIVEN = "given"
+"""The basis of a cluster that the user gave: nothing else is known then."""
+
 _MOST_STEPS = 500_000  # of all ranks; a plan with more takes too long to look at, and has too many messages to be fast
 _MOST_SEGMENTS = 64  # of an array, in a simulation
 _SLOW = 3.0  # predicted to take this many times the shortest: not worth measuring
@@ -171,7 +174,7 @@ class Chooser:
         self,
         *,
         cluster: Cluster | None = None,
-        basis: str = "given",
+        basis: str = GIVEN,
         tuning: Tuning | None = None,
         rules: Sequence[Rule] | None = None,
     ) -> None:
@@ -225,7 +228,8 @@ class Chooser:
     def _favoured(self, collective: str, nbytes: int, reproducible: bool) -> str:
         """What was the fastest on such ranks elsewhere; empty where nothing was measured."""
         known = self._known_canonical if reproducible else self._known
-        if len(self.cluster.hosts) > 1 or self.cluster.size >= _MEASURED_RANKS or collective not in known:
+        unlike = len(self.cluster.hosts) > 1 or self.cluster.size >= _MEASURED_RANKS or self.basis == GIVEN
+        if unlike or collective not in known:
             return ""
         return next(name for limit, name in known[collective] if nbytes <= limit)
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any, cast
 
 import numpy as np
@@ -19,6 +18,7 @@ from collectives.plan import Copy, Plan, Recv, RecvReduce, Reduce, Send, Step
 __all__ = ["Sheet", "sheet"]
 
 KINDS = {Send: 0, Recv: 1, RecvReduce: 2, Copy: 3, Reduce: 4}
+_LOCAL = 3  # kinds from here on
 _FEW_RANKS = 64  # rank by rank is as fast
 _CHECKED = 5  # ranks whose steps are compared, when all were generated at once
 _BLOCK = 256  # steps of all ranks that are turned into columns at a time
@@ -46,15 +46,16 @@ def sheet(plan: Plan) -> Sheet:
 
 
 def _fields(step: Step) -> tuple[int, int, int, int, int]:
-    """kind, lane, other, chunk, count"""
-    if isinstance(step, (Copy, Reduce)):
-        return KINDS[type(step)], 0, step.source, step.target, step.count
-    return KINDS[type(step)], step.lane, step.peer, step.chunk, step.count
+    """kind, lane, other, chunk, count: the fields of all steps stand in the same order."""
+    kind = KINDS[type(step)]
+    return kind, cast("Send", step)[3] if kind < _LOCAL else 0, step[0], step[1], step[2]
 
 
 def _rows(steps: Iterable[Step]) -> npt.NDArray[np.int32]:
-    flat = np.fromiter(chain.from_iterable(map(_fields, steps)), np.int32)
-    return flat.reshape(-1, 5)
+    flat: list[int] = []
+    for step in steps:
+        flat += _fields(step)
+    return np.array(flat, np.int32).reshape(-1, 5)
 
 
 def _joined(ranks: list[npt.NDArray[np.int32]]) -> Sheet:
@@ -68,7 +69,7 @@ def _joined(ranks: list[npt.NDArray[np.int32]]) -> Sheet:
 def _all_at_once(plan: Plan) -> Sheet | None:
     """One run of the generator with an array for its rank; None where it needs to know which rank it is."""
     size = plan.size
-    ranks = cast(Any, np.arange(size))
+    ranks = cast(Any, np.arange(size, dtype=np.int32))
     try:
         steps = cast("list[tuple[Any, ...]]", [_fields(step) for step in plan.generate(ranks)])
     except (TypeError, ValueError, IndexError, KeyError, AttributeError):

@@ -295,17 +295,26 @@ class Simulator {
   Range target(uint32_t s) const { return {chunk_[s], count_[s]}; }
   Range source(uint32_t s) const { return {kind_[s] >= kCopy ? other_[s] : chunk_[s], count_[s]}; }
 
-  // For every step the earlier steps of its rank that write what it touches, or read what it writes.
+  // For every step the earlier steps of its rank that write what it touches, or read what it writes. Where steps name
+  // many chunks at once, the chunks between two borders of such stretches are looked at as one.
   void find_dependencies() {
-    size_t steps = steps_;
-    begin_.assign(steps + 1, 0);
+    begin_.assign(steps_ + 1, 0);
     int64_t chunks = 0;
-    for (uint32_t s = 0; s < steps; s++) chunks = std::max({chunks, target(s).first + count_[s], source(s).first + count_[s]});
+    for (uint32_t s = 0; s < steps_; s++) {
+      chunks = std::max({chunks, target(s).first + count_[s], source(s).first + count_[s]});
+    }
     std::vector<uint32_t> writer(static_cast<size_t>(chunks), kNone), readers(static_cast<size_t>(chunks), kNone);
     std::vector<std::pair<uint32_t, uint32_t>> lists;  // reader, the next of the chunk's readers
     std::vector<uint32_t> touched;
-    for (int64_t rank = 0; rank < size_; rank++) {
-      for (auto s = static_cast<uint32_t>(offsets_[static_cast<size_t>(rank)]); s < offsets_[static_cast<size_t>(rank) + 1]; s++) {
+    std::vector<int64_t> borders;
+    for (size_t rank = 0; rank < static_cast<size_t>(size_); rank++) {
+      auto first = static_cast<uint32_t>(offsets_[rank]), last = static_cast<uint32_t>(offsets_[rank + 1]);
+      find_borders(first, last, borders);
+      auto place = [&](int64_t chunk) {
+        if (borders.empty()) return static_cast<size_t>(chunk);
+        return static_cast<size_t>(std::lower_bound(borders.begin(), borders.end(), chunk) - borders.begin());
+      };
+      for (uint32_t s = first; s < last; s++) {
         size_t mine = dependencies_.size();
         auto depend = [&](uint32_t on) {
           if (on == kNone || on == s) return;
@@ -314,19 +323,22 @@ class Simulator {
           }
           dependencies_.push_back(on);
         };
+        auto touch = [&](size_t c) {
+          if (writer[c] == kNone && readers[c] == kNone) touched.push_back(static_cast<uint32_t>(c));
+        };
         if (kind_[s] == kSend || kind_[s] >= kCopy) {
           Range read = source(s);
-          for (auto c = static_cast<size_t>(read.first); c < static_cast<size_t>(read.first + read.count); c++) {
+          for (size_t c = place(read.first), end = place(read.first + read.count); c < end; c++) {
             depend(writer[c]);
-            if (writer[c] == kNone && readers[c] == kNone) touched.push_back(static_cast<uint32_t>(c));
+            touch(c);
             lists.emplace_back(s, readers[c]);
             readers[c] = static_cast<uint32_t>(lists.size() - 1);
           }
         }
         if (kind_[s] != kSend) {
           Range written = target(s);
-          for (auto c = static_cast<size_t>(written.first); c < static_cast<size_t>(written.first + written.count); c++) {
-            if (writer[c] == kNone && readers[c] == kNone) touched.push_back(static_cast<uint32_t>(c));
+          for (size_t c = place(written.first), end = place(written.first + written.count); c < end; c++) {
+            touch(c);
             if (readers[c] == kNone) depend(writer[c]);
             for (uint32_t r = readers[c]; r != kNone; r = lists[r].second) depend(lists[r].first);
             readers[c] = kNone;
@@ -339,6 +351,20 @@ class Simulator {
       touched.clear();
       lists.clear();
     }
+  }
+
+  // Where the stretches of chunks that steps name begin and end, in order; nothing where all are of one chunk.
+  void find_borders(uint32_t first, uint32_t last, std::vector<int64_t>& borders) const {
+    borders.clear();
+    if (std::all_of(count_ + first, count_ + last, [](int32_t count) { return count == 1; })) return;
+    for (uint32_t s = first; s < last; s++) {
+      for (Range range : {target(s), source(s)}) {
+        borders.push_back(range.first);
+        borders.push_back(range.first + range.count);
+      }
+    }
+    std::sort(borders.begin(), borders.end());
+    borders.erase(std::unique(borders.begin(), borders.end()), borders.end());
   }
 
   // ------------------------------------------------------------------------------------------------ virtual time
