@@ -16,6 +16,7 @@ from conftest import PATIENCE_S, Job
 from rank_process import Rank
 
 import collectives as cc
+from collectives.choose import assumed_cluster
 from tests.cases import PLACES, REDUCING, ROOTED, SPLITTING, WHOLE, Case, perform
 from tests.references import DTYPES, OPS, values
 
@@ -105,7 +106,7 @@ def size_cases(size: int) -> Iterator[Case]:
 
 def perform_all(me: Rank, which: str) -> None:
     comm = me.connect()
-    comm.hosts = pretend_hosts(me.size)
+    comm.use(cluster=assumed_cluster(pretend_hosts(me.size), shared_memory=True))
     for number, case in enumerate({"dtypes": dtype_cases, "sizes": size_cases}[which](me.size)):
         how = ("blocking", "async", "blocking", "prepared")[number % 4]
         perform(comm, case, [how], rounds=3 if how == "blocking" else 2)  # from the second on without Python
@@ -126,7 +127,7 @@ def test_every_algorithm_is_exact_at_every_size(ranks: Ranks, size: int, options
 
 def perform_large(me: Rank) -> None:
     comm = me.connect()
-    comm.hosts = pretend_hosts(me.size)
+    comm.use(cluster=assumed_cluster(pretend_hosts(me.size), shared_memory=True))
     for collective in COLLECTIVES:
         for algorithm in algorithms(collective):
             rows = rows_of(collective, me.size, (3 << 20) // 4 + 3, False, 0)
@@ -156,7 +157,7 @@ ELEMENTS = 5003 * 8  # divides evenly over 2, 4 and 8 ranks; cut to do so over 3
 
 def random_calls(comm: cc.Communicator) -> dict[str, str | None]:
     """Random float32 numbers through every algorithm: what this rank gets, as a hash of the bits."""
-    comm.hosts = pretend_hosts(comm.size)
+    comm.use(cluster=assumed_cluster(pretend_hosts(comm.size), shared_memory=True))
     n = comm.size
     elements = ELEMENTS // (n * n) * n * n
     found: dict[str, str | None] = {}

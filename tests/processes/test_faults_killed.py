@@ -12,6 +12,8 @@ import pytest
 from conftest import Event, Job
 from rank_process import Rank
 
+from collectives.choose import assumed_cluster
+
 Ranks = Callable[..., AbstractContextManager[Job]]
 
 LIMIT_S = 1.0
@@ -48,7 +50,8 @@ def assert_all_lost(job: Job, at: float, *dead: int, number: str = r"\d+") -> No
 def calls_until_it_fails(me: Rank, collective: str, elements: int, options: dict[str, Any]) -> None:
     comm = me.connect()
     if options.get("algorithm") == "hierarchical":
-        comm.hosts = ((0, 1, 2), (3,)) if me.size == 4 else ((0, 1), (2, 3, 4), (5,))  # as if
+        hosts = ((0, 1, 2), (3,)) if me.size == 4 else ((0, 1), (2, 3, 4), (5,))
+        comm.use(cluster=assumed_cluster(hosts, shared_memory=False))  # as if
     x = np.ones(elements, np.float32)
     call = getattr(comm, collective)
     if collective == "scatter":

@@ -10,6 +10,7 @@ import pytest
 from conftest import Job
 from rank_process import Rank
 
+from collectives.choose import assumed_cluster
 from tests.canonical import FLOATS, assert_bits, assert_reproducible, canonical_sum, wild
 
 Ranks = Callable[..., AbstractContextManager[Job]]
@@ -18,7 +19,7 @@ Ranks = Callable[..., AbstractContextManager[Job]]
 def reduce_reproducibly(me: Rank, hosts: Any, dtypes: list[str]) -> None:
     comm = me.connect()
     if hosts:
-        comm.hosts = tuple(tuple(host) for host in hosts)
+        comm.use(cluster=assumed_cluster(tuple(tuple(host) for host in hosts), shared_memory=False))
     for dtype in dtypes:
         for _ in range(2):  # the second time without Python in between
             assert_reproducible(comm, dtype, reproducible=True)
