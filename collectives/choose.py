@@ -29,7 +29,7 @@ __all__ = ["CANONICAL", "Candidate", "Chooser", "Explanation", "assumed_cluster"
 
 CANONICAL = {
     "all_reduce": ("one_shot", "recursive_doubling", "binomial", "halving_doubling"),
-    "reduce_scatter": ("direct_canonical", "halving_canonical"),
+    "reduce_scatter": ("direct_canonical", "halving_canonical", "binomial"),
     "reduce": ("binomial",),
     "scan": ("recursive_doubling",),
     "exscan": ("recursive_doubling",),
@@ -104,7 +104,7 @@ _IN_MEMORY: _Table = {
 }
 _IN_MEMORY_CANONICAL: _Table = {
     "all_reduce": ((8 * _KIB, "one_shot"), (32 * _KIB, "recursive_doubling"), (math.inf, "binomial")),
-    "reduce_scatter": ((math.inf, "direct_canonical"),),
+    "reduce_scatter": ((128 * _KIB, "direct_canonical"), (math.inf, "binomial")),
 }
 _OVER_LOOPBACK: _Table = {
     "all_reduce": ((32 * _KIB, "recursive_doubling"), (128 * _KIB, "two_tree"), (math.inf, "halving_doubling")),

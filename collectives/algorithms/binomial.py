@@ -36,6 +36,24 @@ def all_reduce(rank: int, size: int) -> Steps:
             yield step._replace(chunk=half, lane=half)
 
 
+@algorithm("reduce_scatter", "binomial")
+def reduce_scatter(rank: int, size: int) -> Steps:
+    """Block b goes up a tree to rank b; every rank is the top of one tree, and inside others.
+
+        block 0:   0 <-- 1, 2 <-- 3, then 0 <-- 2
+        block 3:   3 <-- 2, 1 <-- 0, then 3 <-- 1, and so on
+
+    rounds <= n + L
+    sent: (n-1)/n
+    Wins for large arrays and few ranks on shared memory where the order must be canonical: sums are made in
+    one pass over what arrives.
+    Source: the classic tree; analysed by Thakur, Rabenseifner and Gropp (IJHPCA 19(1), 2005).
+    """
+    for block in range(size):
+        for step in reduce(rank, size, block):
+            yield step._replace(chunk=block)
+
+
 @algorithm("broadcast", "binomial")
 def broadcast(rank: int, size: int, root: int) -> Iterator[Send | Recv]:
     """Down the tree; the drawing is at the head of this file.

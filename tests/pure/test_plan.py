@@ -91,6 +91,7 @@ def test_the_library_has_what_it_names() -> None:
             "ring",
             "halving_canonical",
             "halving",
+            "binomial",
             "torus",
             "hierarchical",
         },

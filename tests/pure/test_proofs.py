@@ -92,6 +92,7 @@ CANONICAL = {
     ("scan", "recursive_doubling"): range(1, 65),
     ("exscan", "recursive_doubling"): range(1, 65),
     ("reduce_scatter", "direct_canonical"): range(1, 65),
+    ("reduce_scatter", "binomial"): range(1, 65),
     ("reduce_scatter", "halving_canonical"): range(1, 65),
 }
 
