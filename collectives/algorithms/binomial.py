@@ -54,7 +54,7 @@ def reduce_scatter(rank: int, size: int) -> Steps:
             yield step._replace(chunk=block)
 
 
-@algorithm("broadcast", "binomial")
+@algorithm("broadcast", "binomial", near=True)
 def broadcast(rank: int, size: int, root: int) -> Iterator[Send | Recv]:
     """Down the tree; the drawing is at the head of this file.
 

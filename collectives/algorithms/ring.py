@@ -1,4 +1,7 @@
-"""Ring: every rank talks to its two neighbours only, and all links are busy all the time."""
+"""Ring: every rank talks to its two neighbours only, and all links are busy all the time.
+
+The ring goes host by host, however the ranks were dealt out, so it enters and leaves every host once.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ def _chunk_per_rank_and_direction(size: int) -> int:
     return 2 * size
 
 
-@algorithm("all_reduce", "ring", chunks=_chunk_per_rank_and_direction, lanes=2)
+@algorithm("all_reduce", "ring", chunks=_chunk_per_rank_and_direction, lanes=2, near=True)
 def all_reduce(rank: int, size: int) -> Steps:
     """Partial sums of each chunk go once round the ring, then the sums go round; half the chunks each way.
 
@@ -35,7 +38,7 @@ def all_reduce(rank: int, size: int) -> Steps:
             yield from steps
 
 
-@algorithm("reduce_scatter", "ring")
+@algorithm("reduce_scatter", "ring", near=True)
 def reduce_scatter(rank: int, size: int) -> Steps:
     """The partial sum of block b starts at rank b + 1 and goes round, collecting, until it ends at rank b.
 
@@ -49,7 +52,7 @@ def reduce_scatter(rank: int, size: int) -> Steps:
     return _reduce_scatter(rank, size, turn=1, base=0, lane=0)
 
 
-@algorithm("all_gather", "ring")
+@algorithm("all_gather", "ring", near=True)
 def all_gather(rank: int, size: int) -> Steps:
     """Every block goes once round the ring.
 
@@ -63,7 +66,7 @@ def all_gather(rank: int, size: int) -> Steps:
     return _all_gather(rank, size, turn=1, base=0, lane=0)
 
 
-@algorithm("broadcast", "ring")
+@algorithm("broadcast", "ring", near=True)
 def broadcast(rank: int, size: int, root: int) -> Steps:
     """A chain from the root; steps stream, so all links are busy once the first byte has arrived at the end.
 
@@ -80,7 +83,7 @@ def broadcast(rank: int, size: int, root: int) -> Steps:
         yield Send((rank + 1) % size, 0)
 
 
-@algorithm("reduce", "ring")
+@algorithm("reduce", "ring", near=True)
 def reduce(rank: int, size: int, root: int) -> Steps:
     """A chain to the root: each rank adds its own to what passes.
 

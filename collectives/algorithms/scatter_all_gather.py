@@ -9,7 +9,7 @@ def _chunk_per_rank(size: int) -> int:
     return size
 
 
-@algorithm("broadcast", "scatter_all_gather", chunks=_chunk_per_rank)
+@algorithm("broadcast", "scatter_all_gather", chunks=_chunk_per_rank, near=True)
 def broadcast(rank: int, size: int, root: int) -> Steps:
     """The root scatters the chunks down a binomial tree, then they go round a ring of all ranks.
 

@@ -25,7 +25,7 @@ TREES = (0, 1)
 """A tree's number is also that of its chunk and of its lane."""
 
 
-@algorithm("all_reduce", "two_tree", chunks=2, lanes=2)
+@algorithm("all_reduce", "two_tree", chunks=2, lanes=2, near=True)
 def all_reduce(rank: int, size: int) -> Steps:
     """Sums flow up both trees and the results down again, as a stream, byte by byte.
 
@@ -44,7 +44,7 @@ def all_reduce(rank: int, size: int) -> Steps:
         yield from _down(rank, size, tree, outside=None)
 
 
-@algorithm("broadcast", "two_tree", chunks=2, lanes=2)
+@algorithm("broadcast", "two_tree", chunks=2, lanes=2, near=True)
 def broadcast(rank: int, size: int, root: int) -> Steps:
     """The root stays outside both trees and feeds a half to the top of each.
 
@@ -63,7 +63,7 @@ def broadcast(rank: int, size: int, root: int) -> Steps:
             yield Send(top(size - 1, tree, root), tree, lane=tree)
 
 
-@algorithm("reduce", "two_tree", chunks=2, lanes=2)
+@algorithm("reduce", "two_tree", chunks=2, lanes=2, near=True)
 def reduce(rank: int, size: int, root: int) -> Steps:
     """The broadcast run backwards: sums flow up both trees, and each top hands its half to the root outside.
 
