@@ -213,7 +213,8 @@ def _matrix(whole: _Part, key: str, size: int) -> tuple[tuple[float | None, ...]
 
 def _facts(whole: _Part, config: _Part, own: _Part | None) -> tuple[tuple[str, str], ...]:
     """What is known of the run, in the order in which it is shown."""
-    found: dict[str, Any] = {"command": " ".join(map(str, whole.optional("args") or []))}
+    args = whole.words("args")
+    found: dict[str, Any] = {"command": " ".join(["treering bench", *args]) if args else ""}
     for key in ("ranks", "transport", "array", "prepared", "iterations", "warmup_iters"):
         found[key.replace("_iters", " iterations")] = config.optional(key)
     devices: Any = config.optional("devices")
@@ -222,7 +223,7 @@ def _facts(whole: _Part, config: _Part, own: _Part | None) -> tuple[tuple[str, s
         found["hosts"] = ", ".join(f"{name} ({names.count(name)} ranks)" for name in dict.fromkeys(names))
     cluster: Any = config.optional("cluster")
     if isinstance(cluster, dict):
-        found["emulated cluster"] = ", ".join(f"{key} {value}" for key, value in cluster.items())  # pyright: ignore
+        found["emulated cluster"] = ", ".join(f"{key} {value}" for key, value in cluster.items() if value is not None)  # pyright: ignore
     if own:
         versions: Any = own.optional("versions")
         if isinstance(versions, dict):
@@ -232,7 +233,7 @@ def _facts(whole: _Part, config: _Part, own: _Part | None) -> tuple[tuple[str, s
         if usable is not None and usable != found["cores"]:
             found["cores"] = f"{found['cores']}, of which {usable} may be used"
         found["system"] = own.optional("system")
-    found["variables"] = " ".join(map(str, whole.optional("env") or []))
+    found["variables"] = " ".join(whole.words("env"))
     found["started"], found["ended"] = whole.optional("start_time"), whole.optional("end_time")
     return tuple((key, _words(value)) for key, value in found.items() if value not in (None, ""))
 
@@ -272,6 +273,10 @@ class _Part:
     def values(self, key: str) -> list[Any]:
         value = self.optional(key)
         return value if isinstance(value, list) else self._refuse(key, "a list")  # pyright: ignore
+
+    def words(self, key: str) -> list[str]:
+        """The texts of a list that need not be there."""
+        return [str(value) for value in self.values(key)] if self.optional(key) is not None else []
 
     def part(self, key: str) -> _Part:
         value = self.optional(key)
