@@ -1,11 +1,11 @@
 """A plan in virtual time, on a model of a cluster: how long it would take, and which link is the bottleneck.
 
 [Note: virtual time] The very steps that the engine would run, for all ranks. A message moves in segments. A segment may
-start when the one before it on its lane has gone through, when the steps it depends on have finished those bytes on
-both ranks (there is no buffering, as in the proof), and when its sender's port is free. It then takes every link on its
-path for its bytes over the link's bandwidth: links are full duplex and carry one segment at a time, in the order of
-arrival, so what meets on a link shares it segment by segment. It arrives after the path's latency. Two ways to count
-latency:
+start when the one before it on its lane has gone through, when the steps that its sending depends on have finished
+those bytes, and when its sender's port is free. It then takes every link on its path for its bytes over the link's
+bandwidth: links are full duplex and carry one segment at a time, in the order of arrival, so what meets on a link
+shares it segment by segment. It arrives after the path's latency, and waits there, in order, until the receiving step
+may use it: there is room for what arrives. Two ways to count latency:
 
     overlapped   a port is busy for the bytes only; segments follow one another through the network, as on real ones
     one_port     both ports are busy for the latency too: a message of b bytes costs alpha + beta * b at either end, and
@@ -94,7 +94,7 @@ def simulate(
 ) -> Simulation:
     """Runs a plan on an array of `nbytes` (the collective's whole array, as algbw counts it) in virtual time.
 
-    `overhead_s` is the time that a rank's processor spends on each message it sends or receives (the o of LogP).
+    `overhead_s` is the time that a rank spends on each message it sends, and on each it receives (the o of LogP).
     65,536 ranks of two trees take seconds, as do 4,096 of a ring; the segments kept for `trace` are many. The plan is
     not proved here: one that is wrong raises ValueError at best. ValueError also when the sizes of plan and cluster
     differ, or a number makes no sense.

@@ -1,8 +1,8 @@
 // Runs all ranks' steps of a plan in virtual time. simulate.py says what the model is; this file is the event loop.
 //
 // A matched send and receive are one node, as in the proof; a local step is a node of its own. A node is moved segment by
-// segment: a segment may start when its lane has come to it, when the steps it depends on (on both ranks) have finished
-// those bytes, and when the first link of its path is free.
+// segment: a segment may start when its lane has come to it, when the steps that the send depends on have finished those
+// bytes, and when the first link of its path is free. It has ended when it has arrived and the receiving step may use it.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <sys/mman.h>
@@ -106,17 +106,21 @@ class RadixHeap {
   uint64_t last_ = 0;
 };
 
+// What waits for a node is another node in one of two roles: its sender, to give the next segment, or its receiver, to take
+// it. Roles are numbered 2 n and 2 n + 1.
 struct Node {
-  uint32_t giver;                // step that sends, or the local step
-  uint32_t taker = kNone;        // step that receives
-  uint32_t next = kNone;         // the following transfer on the lane
-  uint32_t pair = kNone;         // which two ranks: the path
-  uint32_t at = 0;               // segments that have started
-  uint32_t finish = 0;           // where its segments' end times begin
-  uint32_t waiters = kNone;      // first node that waits for a segment of this one
-  uint32_t wait_next = kNone;    // the following node that waits for the same one
-  uint32_t queue_next = kNone;   // the following node that waits for the same link
-  bool first = false;            // on its lane
+  uint32_t giver;            // step that sends, or the local step
+  uint32_t taker = kNone;    // step that receives
+  uint32_t next = kNone;     // the following transfer on the lane
+  uint32_t pair = kNone;     // which two ranks: the path
+  uint32_t sent = 0;         // segments that have started
+  uint32_t taken = 0;        // segments that have an end
+  uint32_t finish = 0;       // where its segments' end times begin
+  uint32_t waiters = kNone;  // the role that began last to wait for this node
+  uint32_t wait_next[2] = {kNone, kNone};  // for each role, what waits for the same node (a sender: for the same link)
+  bool first = false;        // on its lane
+  bool open = false;         // all before it on the lane has been taken
+  bool waiting = false;      // its receiver, for another node
 };
 
 class Simulator {
@@ -165,11 +169,14 @@ class Simulator {
     link_free_.assign(seconds_per_byte_.size(), 0.0);
     link_queue_.assign(seconds_per_byte_.size(), {kNone, kNone});
     processor_free_.assign(static_cast<size_t>(size_), 0.0);
+    sender_free_.assign(static_cast<size_t>(size_), 0.0);
     trace_.clear();
     uint64_t segments = 0;
     for (Node& node : nodes_) {
-      node.at = 0;
-      node.waiters = node.wait_next = node.queue_next = kNone;
+      node.sent = node.taken = 0;
+      node.waiters = kNone;
+      node.open = node.first;
+      node.waiting = false;
       node.finish = static_cast<uint32_t>(segments);
       segments += segments_of(node.giver);
       if (segments >= kNone) throw std::length_error("too many segments: make them larger");
@@ -179,7 +186,7 @@ class Simulator {
     end_ = 0;
     done_ = 0;
     for (uint32_t n = 0; n < nodes_.size(); n++) {
-      if (nodes_[n].first) evaluate(n, 0.0);
+      if (nodes_[n].first) give(n, 0.0);
     }
     uint32_t links = static_cast<uint32_t>(link_free_.size());
     while (!events_.empty()) {
@@ -189,6 +196,16 @@ class Simulator {
       } else {
         arrive(id - links, now);
       }
+      for (size_t i = 0; i < woken_.size(); i++) {
+        uint32_t n = woken_[i] / 2;
+        if (woken_[i] % 2 == 0) {
+          give(n, std::max(floor_[n], now));
+        } else {
+          nodes_[n].waiting = false;
+          take(n);
+        }
+      }
+      woken_.clear();
     }
     if (done_ != nodes_.size()) throw std::logic_error("the simulated plan came to a halt; is it proved?");
     return end_;
@@ -394,36 +411,43 @@ class Simulator {
     return most;
   }
 
-  // Finds when the node's next segment may start, not before `floor`: an event then, or it waits for another node.
-  void evaluate(uint32_t n, double floor) {
-    Node& node = nodes_[n];
-    for (uint32_t s : {node.giver, node.taker}) {
-      if (s == kNone) continue;
-      for (uint32_t d = begin_[s]; d < begin_[s + 1]; d++) {
-        uint32_t on = dependencies_[d];
-        int64_t segment = needed(s, node.at, on);
-        if (segment < 0) continue;
-        Node& other = nodes_[node_[on]];
-        if (other.at <= segment) {
-          node.wait_next = other.waiters;
-          other.waiters = n;
-          floor_[n] = floor;
-          return;
-        }
-        floor = std::max(floor, finish_[other.finish + static_cast<size_t>(segment)]);
+  // The time at which all that `step` depends on for its segment `at` has finished, `floor` at least; a negative time when
+  // that is not known yet, and then the role waits for the node it depends on.
+  double ready(uint32_t step, uint32_t at, double floor, uint32_t role) {
+    for (uint32_t d = begin_[step]; d < begin_[step + 1]; d++) {
+      uint32_t on = dependencies_[d];
+      int64_t segment = needed(step, at, on);
+      if (segment < 0) continue;
+      Node& other = nodes_[node_[on]];
+      if (other.taken <= segment) {
+        nodes_[role / 2].wait_next[role % 2] = other.waiters;
+        other.waiters = role;
+        return -1;
       }
+      floor = std::max(floor, finish_[other.finish + static_cast<size_t>(segment)]);
     }
-    events_.push(floor, n + static_cast<uint32_t>(link_free_.size()));
+    return floor;
+  }
+
+  // The sender's part: an event when the next segment may start, not before `floor`.
+  void give(uint32_t n, double floor) {
+    floor_[n] = floor;
+    double start = ready(nodes_[n].giver, nodes_[n].sent, floor, 2 * n);
+    if (start >= 0) events_.push(start, n + static_cast<uint32_t>(link_free_.size()));
   }
 
   void arrive(uint32_t n, double now) {
     Node& node = nodes_[n];
-    if (node.taker == kNone) {
+    if (node.taker == kNone) {  // a local step
       size_t rank = rank_of(node.giver);
       double begin = std::max(now, processor_free_[rank]);
-      double end = begin + segment_bytes(node) * combine_;
+      double end = begin + segment_bytes(node, node.sent) * combine_;
       processor_free_[rank] = end;
-      moved(n, begin, end, now);
+      if (tracing_) trace_.push_back({node.giver, node.taker, begin, end});
+      finish_[node.finish + node.sent++] = end;
+      node.taken++;
+      ended(n, end);
+      if (node.sent < segments_of(node.giver)) give(n, now);
       return;
     }
     auto link = static_cast<uint32_t>(links_[routes_[node.pair]]);
@@ -436,10 +460,10 @@ class Simulator {
       queue.first = n;
       events_.push(std::max(now, link_free_[link]), link);
     } else {
-      nodes_[queue.second].queue_next = n;
+      nodes_[queue.second].wait_next[0] = n;
     }
     queue.second = n;
-    node.queue_next = kNone;
+    node.wait_next[0] = kNone;
   }
 
   void serve(uint32_t link, double now) {
@@ -449,23 +473,25 @@ class Simulator {
     }
     auto& queue = link_queue_[link];
     uint32_t n = queue.first;
-    queue.first = nodes_[n].queue_next;
+    queue.first = nodes_[n].wait_next[0];
     start(n, now);
     if (queue.first != kNone) events_.push(std::max(now, link_free_[link]), link);
   }
 
-  double segment_bytes(const Node& node) const {
-    return std::min(segment_bytes_, bytes_of(node.giver) - node.at * segment_bytes_);
+  double segment_bytes(const Node& node, uint32_t at) const {
+    return std::max(0.0, std::min(segment_bytes_, bytes_of(node.giver) - at * segment_bytes_));
   }
 
   void start(uint32_t n, double now) {
     Node& node = nodes_[n];
-    double bytes = std::max(0.0, segment_bytes(node)), latency = path_latency_[node.pair];
+    double bytes = segment_bytes(node, node.sent), latency = path_latency_[node.pair];
     double held = one_port_ ? latency : 0.0;
     int64_t first = routes_[node.pair], last = routes_[node.pair + 1] - 1;
-    auto giver = static_cast<size_t>(sources_[node.pair]), taker = static_cast<size_t>(targets_[node.pair]);
+    auto giver = static_cast<size_t>(sources_[node.pair]);
     double begin = now;
-    if (node.at == 0 && overhead_ > 0) begin = processor_free_[giver] = std::max(now, processor_free_[giver]) + overhead_;
+    if (node.sent == 0 && overhead_ > 0) {
+      begin = sender_free_[giver] = std::max(now, sender_free_[giver]) + overhead_;
+    }
     double through = begin;
     for (int64_t i = first; i <= last; i++) {
       auto link = static_cast<size_t>(links_[static_cast<size_t>(i)]);
@@ -475,37 +501,51 @@ class Simulator {
       link_bytes_[link] += bytes;
       through = std::max(through, begin + busy);
     }
-    double end = through + latency;
-    double work = (node.at == 0 ? overhead_ : 0.0) + (kind_[node.taker] == kRecvReduce ? bytes * combine_ : 0.0);
-    if (work > 0) end = processor_free_[taker] = std::max(end, processor_free_[taker]) + work;
-    moved(n, now, end, through);  // a sender goes on when the slowest link has let the segment through
+    if (tracing_) trace_.push_back({node.giver, node.taker, now, through + latency});
+    finish_[node.finish + node.sent++] = through + latency;
+    take(n);
+    // The sender goes on when the slowest link has let the segment through.
+    if (node.sent < segments_of(node.giver)) {
+      give(n, through);
+    } else if (node.next != kNone) {
+      give(node.next, through);
+    }
   }
 
-  // Segment `at` of a node has begun and will have ended at `end`; what comes after it on the lane may start at `floor`.
-  void moved(uint32_t n, double begin, double end, double floor) {
+  // The receiver's part: what has been sent is taken in order, when it has arrived and when the step may use it.
+  void take(uint32_t n) {
     Node& node = nodes_[n];
-    if (tracing_) trace_.push_back({node.giver, node.taker, begin, end});
-    finish_[node.finish + node.at++] = end;
+    if (!node.open || node.waiting) return;
+    while (node.taken < node.sent) {
+      double& finish = finish_[node.finish + node.taken];
+      double end = ready(node.taker, node.taken, finish, 2 * n + 1);
+      if (end < 0) {
+        node.waiting = true;
+        return;
+      }
+      double work = (node.taken == 0 ? overhead_ : 0.0) +
+                    (kind_[node.taker] == kRecvReduce ? segment_bytes(node, node.taken) * combine_ : 0.0);
+      auto taker = static_cast<size_t>(targets_[node.pair]);
+      if (work > 0) end = processor_free_[taker] = std::max(end, processor_free_[taker]) + work;
+      finish = end;
+      node.taken++;
+      ended(n, end);
+    }
+    if (node.taken == segments_of(node.giver) && node.next != kNone) {
+      nodes_[node.next].open = true;
+      woken_.push_back(2 * node.next + 1);
+    }
+  }
+
+  // A segment of a node has an end: who waited for it goes on, in the order of the plan for those that wait alike.
+  void ended(uint32_t n, double end) {
+    Node& node = nodes_[n];
     end_ = std::max(end_, end);
-    uint32_t waiting = kNone;  // in the order in which they came: steps that wait alike keep their plan's order
-    for (uint32_t w = node.waiters; w != kNone;) {
-      uint32_t next = nodes_[w].wait_next;
-      nodes_[w].wait_next = waiting;
-      waiting = w;
-      w = next;
-    }
+    if (node.taken == segments_of(node.giver)) done_++;
+    size_t begin = woken_.size();
+    for (uint32_t role = node.waiters; role != kNone; role = nodes_[role / 2].wait_next[role % 2]) woken_.push_back(role);
+    std::reverse(woken_.begin() + static_cast<std::ptrdiff_t>(begin), woken_.end());
     node.waiters = kNone;
-    if (node.at < segments_of(node.giver)) {
-      evaluate(n, floor);
-    } else {
-      done_++;
-      if (node.next != kNone) evaluate(node.next, floor);
-    }
-    while (waiting != kNone) {
-      uint32_t next = nodes_[waiting].wait_next;
-      evaluate(waiting, std::max(floor_[waiting], begin));
-      waiting = next;
-    }
   }
 
   size_t rank_of(uint32_t s) const {
@@ -534,7 +574,8 @@ class Simulator {
   RadixHeap events_;  // links to serve, and nodes (numbered after the links) whose next segment may start
   Table<double> finish_;
   Table<double> floor_;
-  std::vector<double> link_free_, link_bytes_, processor_free_;
+  std::vector<double> link_free_, link_bytes_, processor_free_, sender_free_;  // by link; by rank
+  std::vector<uint32_t> woken_;  // roles that may be able to go on
   std::vector<std::pair<uint32_t, uint32_t>> link_queue_;  // first and last node that wait to enter a link
   std::vector<Moved> trace_;
   double end_ = 0;

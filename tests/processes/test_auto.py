@@ -97,13 +97,15 @@ def test_rules_from_a_file_reach_every_rank(ranks: Ranks, tmp_path: Path) -> Non
 def remember(me: Rank, cache: str) -> None:
     import os
 
+    import collectives as cc
     from collectives import cache as kept
 
     os.environ["XDG_CACHE_HOME"] = cache if me.rank == 0 else cache + "-of-nobody"
     with me.connect() as comm:
         key = kept.key_of(comm)
         if me.rank == 0:
-            table = Tuning({"all_reduce": {"ring": dict.fromkeys(SIZES, 1e-09)}})
+            others = dict.fromkeys(cc.algorithms("all_reduce"), dict.fromkeys(SIZES, 1.0))
+            table = Tuning({"all_reduce": {**others, "ring": dict.fromkeys(SIZES, 1e-9)}})
             kept.store(key, "tuning", json.loads(table.to_json()))
     with me.connect() as comm:  # only rank 0 has the file
         tell_choices(me, comm)
