@@ -113,7 +113,6 @@ def remember(me: Rank, cache: str) -> None:
         kept.store(key, "tuning", {"all_reduce": "nonsense"})
     with me.connect() as comm:
         tell_choices(me, comm)
-    me.leaves_open = True
 
 
 def test_what_was_tuned_is_remembered_by_the_next_job(ranks: Ranks, tmp_path: Path) -> None:
