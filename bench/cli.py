@@ -1,8 +1,8 @@
 """The `treering` command: `treering bench COLLECTIVE ...`, which `python -m bench COLLECTIVE ...` is as well.
 
 `bench cluster` runs the same on an emulated cluster (emulate/command.py), `bench pairwise` measures every pair of ranks
-(pairwise/command.py); `treering report`, also `python -m bench report`, makes a page of the JSON of runs
-(report/command.py).
+(pairwise/command.py), `bench simulate` needs no ranks at all (simulate/command.py); `treering report`, also
+`python -m bench report`, makes a page of the JSON of runs (report/command.py).
 
 Exit status: 0, 1 when data was wrong or a rank failed, 2 for a command line that makes no sense, 130 after
 Ctrl-C.
@@ -40,6 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return report_command.main(given[1:], "treering report")
         if given and given[0] == "pairwise":
             return pairwise_command.main(given[1:], f"{prog} pairwise")
+        if given and given[0] == "simulate":
+            from .simulate import command as simulate_command  # the others need no simulator, and start without it
+
+            return simulate_command.main(given[1:], f"{prog} simulate")
         chosen = options.parse(given, prog)
 
         def measure(comm: Communicator) -> bool:

@@ -25,7 +25,7 @@ from collectives.simulate import SEGMENT_BYTES, simulate
 from collectives.tuning import Tuning
 from topology import Cluster, Level, presets
 
-__all__ = ["CANONICAL", "Candidate", "Chooser", "Explanation", "assumed_cluster"]
+__all__ = ["CANONICAL", "Candidate", "Chooser", "Explanation", "assumed_cluster", "sensible", "step_count"]
 
 CANONICAL = {
     "all_reduce": ("one_shot", "recursive_doubling", "binomial", "halving_doubling"),
@@ -285,26 +285,31 @@ def _names(
 ) -> tuple[str, ...]:
     if reproducible and collective in CANONICAL:
         return CANONICAL[collective]
+    plans = sensible(collective, size, hosts, shape)
+    return tuple(p.algorithm for p in plans if p.builtin and step_count(p) <= _MOST_STEPS)
 
-    def possible() -> Iterator[str]:
-        for name in algorithms(collective):
-            if name == "hierarchical" and (hosts is None or not any(_several(group) for group in hosts)):
+
+def sensible(
+    collective: str, size: int, hosts: Groups | None, shape: tuple[int, ...] | None, root: int = 0
+) -> Iterator[Plan]:
+    """A plan of every algorithm that makes sense on such ranks, however many steps it has.
+
+    Hierarchical ones where there are hosts with several ranks, and on a torus the one of its `shape`.
+    """
+    for name in algorithms(collective):
+        if name == "hierarchical" and (hosts is None or not any(_several(group) for group in hosts)):
+            continue
+        if name == "torus":
+            if shape is None or len(shape) < 2:
                 continue
-            if name == "torus":
-                if shape is None or len(shape) < 2:
-                    continue
-                name = f"torus({'x'.join(map(str, shape))})"
-            a_plan = plan(collective, name, size, 0, hosts)
-            if a_plan.builtin and _steps(a_plan) <= _MOST_STEPS:
-                yield name
-
-    return tuple(possible())
+            name = f"torus({'x'.join(map(str, shape))})"
+        yield plan(collective, name, size, root, hosts)
 
 
 def _several(group: object) -> bool:
     return isinstance(group, tuple) and len(group) > 1  # pyright: ignore[reportUnknownArgumentType]
 
 
-def _steps(a_plan: Plan) -> int:
+def step_count(a_plan: Plan) -> int:
     """About how many steps there are: as many for every rank as for the one of the first two that has more."""
     return a_plan.size * max(sum(1 for _ in a_plan.generate(rank)) for rank in range(min(2, a_plan.size)))

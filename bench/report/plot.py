@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from html import escape
 from typing import NamedTuple
 
@@ -39,34 +39,48 @@ class Axis(NamedTuple):
         return round(self.begin + share * (self.end - self.begin), 1)
 
 
+class Across(NamedTuple):
+    """What the axis from left to right counts, always in powers of two."""
+
+    name: str
+    label: str
+    spell: Callable[[int], str]
+    unit: str = ""
+
+
+SIZES = Across("size", "size of the array (bytes)", spell, "B")
+
+
 def mark(style: int) -> str:
     """The path of a style's mark, without a place."""
     return f'<path d="{MARKS[(style + style // STYLES) % STYLES]}"/>'  # another with each turn of the colours
 
 
-def plot(name: str, title: str, unit: str, lines: Sequence[Line], curves: Sequence[Points]) -> str:
+def plot(
+    name: str, title: str, unit: str, lines: Sequence[Line], curves: Sequence[Points], across: Across = SIZES
+) -> str:
     """An SVG picture of `lines`, whose values are `curves`; `name` begins its ids. Without any point, an empty text."""
     points = [point for curve in curves for point in curve]
     if not points:
         return ""
-    x = _sizes_axis([size for size, _ in points])
+    x = _across_axis([size for size, _ in points])
     y = _values_axis([value for _, value in points])
     shown = ", ".join(line.name for line, curve in zip(lines, curves, strict=True) if curve)
     description = (
-        f"{title} in {unit} from {spell(round(x.low))}B to {spell(round(x.high))}B on logarithmic axes: {shown}. "
-        "The tables below have the figures."
+        f"{title} in {unit} from {_label(across, round(x.low))} to {_label(across, round(x.high))} on logarithmic "
+        f"axes: {shown}. The tables have the figures."
     )
     parts = [
         f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-labelledby="{name}-title {name}-desc">',
-        f'<title id="{name}-title">{escape(title)} against size</title>',
+        f'<title id="{name}-title">{escape(title)} against {across.name}</title>',
         f'<desc id="{name}-desc">{escape(description)}</desc>',
-        _grid(x, y),
+        _grid(x, y, across),
         f'<text class="what" x="{LEFT}" y="18">{escape(title)} ({escape(unit)})</text>',
-        f'<text class="axis" x="{(LEFT + WIDTH - RIGHT) / 2:g}" y="{HEIGHT - 8}">size of the array (bytes)</text>',
+        f'<text class="axis" x="{(LEFT + WIDTH - RIGHT) / 2:g}" y="{HEIGHT - 8}">{across.label}</text>',
     ]
     for number, (line, curve) in enumerate(zip(lines, curves, strict=True)):
         if curve:
-            parts.append(_curve(number, line, curve, x, y, unit))
+            parts.append(_curve(number, line, curve, x, y, unit, across))
     return "".join([*parts, "</svg>"])
 
 
@@ -80,7 +94,11 @@ def value_text(value: float) -> str:
     return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}" if value >= 1e-4 else f"{value:.1e}"
 
 
-def _curve(number: int, line: Line, curve: Points, x: Axis, y: Axis, unit: str) -> str:
+def _label(across: Across, value: int) -> str:
+    return f"{across.spell(value)}{across.unit}"
+
+
+def _curve(number: int, line: Line, curve: Points, x: Axis, y: Axis, unit: str, across: Across) -> str:
     way = " ".join(f"{'L' if i else 'M'}{x.at(size)} {y.at(value)}" for i, (size, value) in enumerate(curve))
     if len(curve) == 1:  # a line all the same, as there may be no mark
         way = f"M{x.at(curve[0][0]) - 24:g} {y.at(curve[0][1])}h48"
@@ -90,21 +108,21 @@ def _curve(number: int, line: Line, curve: Points, x: Axis, y: Axis, unit: str) 
         text = f"{value_text(value)} {unit}"
         parts.append(
             f'<g class="mark" transform="translate({x.at(size)} {y.at(value)})" data-size="{size}" '
-            f'data-label="{spell(size)}B" data-value="{escape(text)}">'
-            f"<title>{escape(line.name)}, {spell(size)}B: {escape(text)}</title>"
+            f'data-label="{_label(across, size)}" data-value="{escape(text)}">'
+            f"<title>{escape(line.name)}, {_label(across, size)}: {escape(text)}</title>"
             + (mark(line.style) if line.kind in ("measured", "contender") else '<circle r="2"/>')
             + "</g>"
         )
     return "".join([*parts, "</g>"])
 
 
-def _grid(x: Axis, y: Axis) -> str:
+def _grid(x: Axis, y: Axis, across: Across) -> str:
     parts = ['<g class="grid" aria-hidden="true">']
     for value, minor in _powers_of_two(x):
         parts.append(f'<path d="M{x.at(value)} {TOP}V{HEIGHT - BOTTOM}"/>')
         parts.append(
             f'<text class="x{" minor" if minor else ""}" x="{x.at(value)}" y="{HEIGHT - BOTTOM + 18}">'
-            f"{spell(value)}</text>"
+            f"{across.spell(value)}</text>"
         )
     for value, labelled in _decades(y):
         look = "" if labelled else ' class="fine"'
@@ -114,8 +132,8 @@ def _grid(x: Axis, y: Axis) -> str:
     return "".join([*parts, "</g>"])
 
 
-def _sizes_axis(sizes: Sequence[int]) -> Axis:
-    low, high = float(min(sizes)), float(max(sizes))
+def _across_axis(values: Sequence[int]) -> Axis:
+    low, high = float(min(values)), float(max(values))
     if low == high:
         low, high = low / 2, high * 2
     margin = (high / low) ** 0.02
