@@ -217,7 +217,7 @@ class Simulator {
     std::vector<int64_t> flat;
     for (const Moved& m : trace_) {
       flat.push_back(m.giver);
-      flat.push_back(m.taker == kNone ? -1 : m.taker);
+      flat.push_back(m.taker == kNone ? int64_t{-1} : int64_t{m.taker});
     }
     return to_numpy(std::move(flat));
   }

@@ -16,12 +16,12 @@ MOST_RANKS = 1 << 20
 def make(given: str, ranks: Sequence[int]) -> list[Cluster]:
     """`given` as `topology.load` takes it; with `ranks` it is a template, and there is a cluster for each of them.
 
-    Raises ValueError that says what is wrong, and OSError for a file that cannot be read.
+    Raises ValueError that says what is wrong, also with a file that cannot be read.
     """
     if not ranks:
         if "{n}" in given:
             raise ValueError(f"{given} has {{n}} for the number of ranks: add --ranks 8,64,512")
-        return [load(given)]
+        return [_load(given)]
     if "{n}" not in given:
         raise ValueError(f"{given} does not say where the number of ranks goes: write {{n}}, as in hosts({{n}}/8, 8)")
     return [_filled(given, number) for number in ranks]
@@ -31,10 +31,17 @@ def _filled(template: str, ranks: int) -> Cluster:
     if not 1 <= ranks <= MOST_RANKS:
         raise ValueError(f"{ranks} is not a number of ranks from 1 to {MOST_RANKS:,}")
     text = fill(template, ranks)
-    cluster = load(text)
+    cluster = _load(text)
     if cluster.size != ranks:
         raise ValueError(f"{template} with {ranks} for {{n}} is {text}, which has {cluster.size} ranks")
     return cluster
+
+
+def _load(given: str) -> Cluster:
+    try:
+        return load(given)
+    except OSError as error:
+        raise ValueError(f"{given} is no preset, such as hosts(4, 8), and no file: {error.strerror}") from None
 
 
 def fill(template: str, ranks: int) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -36,6 +35,7 @@ class Options(NamedTuple):
 def parser(prog: str) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(
         prog=prog,
+        usage=f"{prog} --cluster FILE|PRESET [flags]",
         description="Simulate a collective on a cluster: its very steps in virtual time, without starting a rank. "
         "Sizes take K, M and G (binary) and mean the whole array.",
         allow_abbrev=False,
@@ -74,15 +74,18 @@ def parse(argv: Sequence[str], prog: str) -> Options:
             made.error(f"{flag} {path}: there is no folder {Path(path).absolute().parent}")
     if given.trace and len(given.ranks) > 1:
         made.error("--trace shows one cluster: give --ranks one number, or leave it out")
-    all_sizes = tuple(sizes.steps(least, most, 0, given.stepfactor))
+    all_sizes = tuple(sizes.steps(least, most, 0, given.stepfactor)) if given.collective != "barrier" else (0,)
+    if given.svg and not max(all_sizes) and len(given.ranks) < 2:
+        made.error("--svg has logarithmic axes: give sizes above 0, or several --ranks")
     try:
         found = clusters.make(given.cluster, given.ranks)
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         made.error(f"--cluster: {error}")
     try:
-        entries = [
-            enter(cluster, given.collective, given.algorithm, given.root, all_sizes, given.segment) for cluster in found
-        ]
+        what = (given.collective, given.algorithm, given.root, all_sizes, given.segment, given.ports)
+        entries = [enter(cluster, *what) for cluster in found]
+        if not any(entry.contestants for entry in entries):
+            raise ValueError("; ".join(text for entry in entries for text in entry.left_out))
         if given.trace:
             refuse_long(entries[0].contestants, all_sizes[-1], given.segment)
     except ValueError as error:
@@ -94,9 +97,6 @@ def parse(argv: Sequence[str], prog: str) -> Options:
 def main(argv: Sequence[str], prog: str) -> int:
     """`bench simulate ARGV`; the exit status."""
     options = parse(argv, prog)
-    if not any(entry.contestants for entry in options.entries):
-        print(f"treering: no algorithm is left: {'; '.join(options.entries[0].left_out)}", file=sys.stderr)
-        return 2
     rows = run(options)
     if options.json_path:
         said = table.document(options.collective, rows, options.ports, options.segment_bytes)

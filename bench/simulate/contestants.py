@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 from collectives.choose import Chooser, sensible, step_count
 from collectives.plan import Plan, Send, plan
-from collectives.simulate import data_chunks
+from collectives.simulate import Ports, data_chunks
 from topology import Cluster
 
-MOST_STEPS = 80_000_000  # 4,096 ranks of a ring: half a minute and 9 GiB
+MOST_STEPS = 140_000_000  # 4,096 ranks of a ring: half a minute and 9 GiB
 MOST_SEGMENTS = 200_000_000  # about two minutes
 MOST_STEPS_OF_ALL = 5_000_000  # what was not asked for by name has to be over in some seconds
 MOST_SEGMENTS_OF_ALL = 20_000_000
@@ -40,30 +40,40 @@ class Entry(NamedTuple):
 
 
 def enter(
-    cluster: Cluster, collective: str, given: str, root: int, sizes: Sequence[int], segment_bytes: float
+    cluster: Cluster, collective: str, given: str, root: int, sizes: Sequence[int], segment_bytes: float, ports: Ports
 ) -> Entry:
     """`given` is "all", "auto", or names with commas between them. Raises ValueError for what makes no sense."""
-    chooser = Chooser(cluster.groups, True)
+    chooser = Chooser(cluster.hosts, True)
     chooser.use(cluster=cluster)
-    if given.strip() != "all":
-        names = dict.fromkeys(name.strip() for name in re.split(r",(?![^(]*\))", given))
-        named = [_named(chooser, collective, name, root, sizes, segment_bytes) for name in names]
-        return Entry(cluster, named, [])
-    entry = Entry(cluster, [], [])
-    for made in sensible(collective, cluster.size, chooser.hosts, cluster.shape, root):
+    contestants: list[Contestant] = []
+    left_out: list[str] = []
+    if given.strip() == "all":
         limits = (MOST_STEPS_OF_ALL, MOST_SEGMENTS_OF_ALL)
-        if (why := _too_long(made, max(sizes), segment_bytes, *limits)) is None:
-            entry.contestants.append(Contestant(made.algorithm, dict.fromkeys(sizes, made)))
-        elif _has_formula(made):
-            entry.contestants.append(Contestant(made.algorithm, dict.fromkeys(sizes, made), closed_form=True))
+        entered = [
+            (made.algorithm, dict.fromkeys(sizes, made))
+            for made in sensible(collective, cluster.size, chooser.hosts, cluster.shape, root)
+        ]
+    else:
+        limits = (MOST_STEPS, MOST_SEGMENTS)
+        names = dict.fromkeys(name.strip() for name in re.split(r",(?![^(]*\))", given))
+        entered = [_planned(chooser, collective, name, root, sizes) for name in names]
+    for name, plans in entered:
+        largest = plans[max(sizes)]
+        why = _too_long(largest, max(sizes), segment_bytes, *limits)
+        if why is None:
+            contestants.append(Contestant(name, plans))
+        elif ports == "overlapped" and _has_formula(largest):
+            contestants.append(Contestant(name, plans, closed_form=True))
+        elif given.strip() == "all":
+            left_out.append(f"{name} is left out of all: it has {why}")
         else:
-            entry.left_out.append(f"{made.algorithm} is left out of all: it has {why}")
-    return entry
+            raise ValueError(f"{name} on {cluster.size:,} ranks has {why}: fewer ranks, or larger segments (--segment)")
+    return Entry(cluster, contestants, left_out)
 
 
-def _named(
-    chooser: Chooser, collective: str, name: str, root: int, sizes: Sequence[int], segment_bytes: float
-) -> Contestant:
+def _planned(
+    chooser: Chooser, collective: str, name: str, root: int, sizes: Sequence[int]
+) -> tuple[str, dict[int, Plan]]:
     cluster = chooser.cluster
     if name == "auto":
         if not chooser.names(collective):
@@ -73,12 +83,7 @@ def _named(
         if name == "torus" and cluster.shape:
             name = f"torus({'x'.join(map(str, cluster.shape))})"
         chosen = dict.fromkeys(sizes, name)
-    plans = {nbytes: plan(collective, how, cluster.size, root, chooser.hosts) for nbytes, how in chosen.items()}
-    largest = plans[max(sizes)]
-    why = _too_long(largest, max(sizes), segment_bytes, MOST_STEPS, MOST_SEGMENTS)
-    if why is not None and not _has_formula(largest):
-        raise ValueError(f"{name} on {cluster.size:,} ranks has {why}: fewer ranks, or larger segments (--segment)")
-    return Contestant(name, plans, closed_form=why is not None)
+    return name, {nbytes: plan(collective, how, cluster.size, root, chooser.hosts) for nbytes, how in chosen.items()}
 
 
 def _has_formula(a_plan: Plan) -> bool:

@@ -1,9 +1,8 @@
-"""The ring's all-reduce in closed form, for so many ranks that its steps, of which each has four times as many as there
-are ranks, are too many to simulate.
+"""The ring's all-reduce in closed form, for so many ranks that its steps, 8p(p-1) on p ranks, are too many to simulate.
 
 On p ranks it takes 2(p-1) messages one after another, along the ring: T(n) = the latencies of the longest such chain +
 n bytes * (p-1)/p / the bandwidth of the busiest link, for each time that the ring passes it, one way or the other. It
-is what `collectives.price` finds in the steps.
+is what `collectives.price` finds in the steps: ports are "overlapped".
 """
 
 from __future__ import annotations

@@ -16,8 +16,8 @@ from .formula import ring_price
 
 VERSION = 1
 MODEL = {
-    "overlapped": "a port is busy for the bytes, latencies overlap",
-    "one_port": "both ports are busy for latency and bytes, one message at a time",
+    "overlapped": "latencies overlap",
+    "one_port": "ports are busy for latencies too",
 }
 
 
@@ -69,8 +69,8 @@ def header(collective: str, clusters: Sequence[Cluster], ports: Ports, segment_b
     units = f"{'':>8}{'(B)':>13}  {'':<{width}}{'(us)':>10}{'(GB/s)':>9}{'(GB/s)':>9}{'(B)':>16}"
     return (
         f"# Simulated: {collective} on {where}, {ranks}\n"
-        f"# Links are full duplex, first come first served, one segment of up to {sizes.spell(segment_bytes)}B at a time; "
-        f"{MODEL[ports]} ({ports})\n#\n# {names}\n# {units}"
+        f"# Links are full duplex and take segments of {sizes.spell(segment_bytes)} one at a time, first come first "
+        f"served; {MODEL[ports]} ({ports})\n#\n# {names}\n# {units}"
     )
 
 

@@ -196,6 +196,13 @@ def test_the_segments_that_moved_can_be_looked_at() -> None:
         next(simulate(plan("broadcast", "ring", 3), switch(3), 1).segments())
 
 
+def test_what_moves_inside_a_rank_has_no_second_rank() -> None:
+    """Each of three ranks sends its array to two others; all but the first combine once what they have put aside."""
+    moved = list(simulate(plan("all_reduce", "one_shot", 3), switch(3), 1, trace=True).segments())
+    assert sum(m.target is None for m in moved) == 2
+    assert sum(m.target is not None for m in moved) == 3 * 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
