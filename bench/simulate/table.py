@@ -65,8 +65,10 @@ def header(collective: str, clusters: Sequence[Cluster], ports: Ports, segment_b
     first, last = clusters[0], clusters[-1]
     where = first.name if first is last else f"{first.name} to {last.name}"
     ranks = f"{first.size:,} ranks" if first is last else f"{len(clusters)} clusters"
-    names = f"{'ranks':>8}{'size':>13}  {'algorithm':<{width}}{'time':>10}{'algbw':>9}{'busbw':>9}{'busiest link':>16}"
-    units = f"{'':>8}{'(B)':>13}  {'':<{width}}{'(us)':>10}{'(GB/s)':>9}{'(GB/s)':>9}{'(B)':>16}"
+    names = (
+        f"{'ranks':>8}{'size':>13}  {'algorithm':<{width}}{'time':>10}{'algbw':>10}{'busbw':>10}{'busiest link':>16}"
+    )
+    units = f"{'':>8}{'(B)':>13}  {'':<{width}}{'(us)':>10}{'(GB/s)':>10}{'(GB/s)':>10}{'(B)':>16}"
     return (
         f"# Simulated: {collective} on {where}, {ranks}\n"
         f"# Links are full duplex and take segments of {sizes.spell(segment_bytes)} one at a time, first come first "
@@ -75,9 +77,14 @@ def header(collective: str, clusters: Sequence[Cluster], ports: Ports, segment_b
 
 
 def line(row: Row, width: int) -> str:
-    time, algbw, busbw = shrink(row.time_us, 9), shrink(row.algbw, 7), shrink(row.busbw, 7)
+    time, algbw, busbw = shrink(row.time_us, 9), _gigabytes(row.algbw), _gigabytes(row.busbw)
     left = f"{row.ranks:>10}{row.size_bytes:>13}  {row.label:<{width}}"
-    return f"{left}{time:>10}{algbw:>9}{busbw:>9}{round(row.link_bytes):>16}  {row.link}"
+    return f"{left}{time:>10}{algbw:>10}{busbw:>10}{round(row.link_bytes):>16}  {row.link}"
+
+
+def _gigabytes(value: float) -> str:
+    """Three digits also of what is far below 1 GB/s, as between sites."""
+    return shrink(value, 7) if value >= 1 or value == 0 else f"{value:.3g}"
 
 
 def document(collective: str, rows: Sequence[Row], ports: Ports, segment_bytes: int) -> dict[str, Any]:
