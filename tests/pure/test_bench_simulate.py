@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import xml.etree.ElementTree as ElementTree
 from collections import defaultdict
 from pathlib import Path
@@ -255,6 +256,23 @@ def test_a_trace_has_every_segment_at_both_ends_and_an_arrow_between(tmp_path: P
         sent = [e for e in mine if e["cat"] == "send"]
         assert len(sent) == len([e for e in mine if e["cat"] == "recv"]) > 0
     assert len(by_kind["s"]) == len(by_kind["f"]) == len([e for e in by_kind["X"] if e["cat"] == "send"])
+
+
+@pytest.mark.parametrize("preset", ["torus", "wan"])  # what takes seconds or gigabytes is left out
+def test_the_tables_of_the_documentation_are_what_the_commands_print(
+    preset: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "simulation.md").read_text()
+    blocks = re.findall(r"^```console\n\$ (.*?[^\\\n])\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    ((command, shown),) = [block for block in blocks if f"--cluster '{preset}(" in block[0]]
+    words = shlex.split(command.replace("\\\n", " "))
+    assert words[:4] == ["python", "-m", "bench", "simulate"]
+    flags = words[4 : words.index("--svg")]
+    assert run(*flags) == 0
+    printed = [line.split() for line in capsys.readouterr().out.splitlines()]
+    rows = [line.split() for line in shown.splitlines() if line.strip() != "..." and "SVG" not in line]
+    assert len(rows) > 10
+    assert [row for row in rows if row not in printed] == []
 
 
 @pytest.mark.parametrize("name", ["ring", "two_tree", "one_shot", "recursive_doubling"])
