@@ -14,6 +14,7 @@ from .table import OP_NAMES, TYPE_NAMES
 
 TRANSPORTS = ("auto", "shm", "tcp", "inproc")
 THEIR_TYPES = {theirs: ours for ours, theirs in TYPE_NAMES.items()}
+TUNED = ("all_reduce", "reduce_scatter", "all_gather", "broadcast", "reduce")
 THEIR_OPS = {theirs: ours for ours, theirs in OP_NAMES.items()}
 
 
@@ -39,9 +40,17 @@ class Options(NamedTuple):
     library: str
     prepared: bool
     reproducible: bool
+    cluster: str | None  # what "auto" goes by: a file, or a cluster by name
+    measured: bool
+    tuned: bool
     contenders: tuple[str, ...]
     pythons: tuple[str, ...]  # one for each contender
     timeout_s: float
+
+    @property
+    def predicts(self) -> bool:
+        """Whether enough is known of the machines to say how long calls will take."""
+        return self.cluster is not None or self.measured or self.tuned
 
     def sizes(self) -> tuple[int, ...]:
         return tuple(sizes.steps(self.minimum_bytes, self.maximum_bytes, self.step_bytes, self.step_factor))
@@ -123,6 +132,9 @@ def parser(prog: str) -> argparse.ArgumentParser:
     flag("--array", choices=LIBRARIES, default="numpy", help="whose arrays are passed (numpy)")
     flag("--prepared", action="store_true", help="resolve each call once, then repeat it")
     flag("--reproducible", action="store_true", help="calls with the same bits whatever the size, and what that costs")
+    flag("--cluster", default=None, metavar="CLUSTER", help="the machines: a file, or 'hosts(4, 8)'; shows predictions")
+    flag("--measure", action="store_true", help="measure the machines first (comm.measure); shows predictions")
+    flag("--tune", action="store_true", help="measure all algorithms first (comm.tune), so that auto knows them")
     flag("--compare", default="", metavar="NAME[,NAME]", help=f"measure beside {', '.join(compare.NAMES)}")
     for name in compare.NAMES:
         flag(f"--{name}-python", default=None, metavar="PYTHON", help=f"the Python that has {name}")
@@ -151,6 +163,15 @@ def parse(argv: Sequence[str], prog: str) -> Options:
             made.error(f"{flag} {path}: there is no folder {Path(path).absolute().parent}")
     if given.report is not None and not given.report.endswith(report.FORMATS):
         made.error(f"--report {given.report}: its name must end with one of {', '.join(report.FORMATS)}")
+    if given.cluster is not None:
+        from topology import load  # not needed, and numpy not loaded, without it
+
+        try:
+            load(given.cluster)
+        except (OSError, ValueError) as error:
+            made.error(f"--cluster {given.cluster}: {error}")
+    if given.tune and collective not in TUNED:
+        made.error(f"--tune is about {', '.join(TUNED)}")
     if given.timeout <= 0:
         made.error("--timeout takes seconds above 0")
     if collective == "barrier":
@@ -196,6 +217,9 @@ def parse(argv: Sequence[str], prog: str) -> Options:
         library=given.array,
         prepared=given.prepared,
         reproducible=given.reproducible,
+        cluster=given.cluster,
+        measured=given.measure,
+        tuned=given.tune,
         contenders=contenders,
         pythons=tuple(pythons),
         timeout_s=given.timeout,

@@ -16,6 +16,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from topology import load
+
 from . import compare, jsonfile, report, roof, table
 from .about import about
 from .cases import Case, What, whole_elems
@@ -50,6 +52,7 @@ class Session:
         start_time = time.strftime(TIME_FORMAT)
         devices = [json.loads(card) for card in exchange(self.comm, self._card())]
         self._say(self._preamble(devices))
+        self._learn()
         rows = self._table()
         if self.speaks and self.recorder and self.options.trace_path:
             self.recorder.write(self.options.trace_path)
@@ -92,9 +95,27 @@ class Session:
     def _packages(self) -> Sequence[str]:
         return ("torch",) if "gloo" in self.options.contenders or self.options.library == "torch" else ()
 
+    def _learn(self) -> None:
+        """Lets the communicator know the machines, as far as the flags say so."""
+        options = self.options
+        if options.cluster is not None:
+            self.comm.use(cluster=load(options.cluster))
+        if options.measured:
+            self._say(f"# {self.comm.measure()}".replace("\n", "\n# "))
+        if options.tuned:
+            self._say("# tuning")
+            self.comm.tune((options.collective,), sizes=options.sizes(), budget_s=600)
+
+    def _predicted_us(self, row: Row) -> float | None:
+        """In virtual time on the machines as they are known; None where that is not known of an algorithm."""
+        reproducible = self.options.reproducible
+        known = self.comm.explain(self.options.collective, nbytes=row.size_bytes, reproducible=reproducible)
+        wanted = known.chosen if row.algorithm == "auto" else row.algorithm
+        return next((c.predicted_s * 1e6 for c in known.candidates if c.algorithm == wanted), None)
+
     def _table(self) -> list[Row]:
         options = self.options
-        self._say(table.header(self.named))
+        self._say(table.header(self.named, options.predicts))
         rows: list[Row] = []
         roots = range(self.comm.size) if self._every_root() else (options.root,)
         for dtype, op in options.reductions:
@@ -112,8 +133,10 @@ class Session:
                             checks=options.checks,
                             recorder=self.recorder,
                         )
+                        if options.predicts:
+                            row = row._replace(predicted_us=self._predicted_us(row))
                         rows.append(row)
-                        self._say(table.line(row, self.named))
+                        self._say(table.line(row, self.named, options.predicts))
         self._say(table.footer(rows))
         return rows
 

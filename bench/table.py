@@ -74,7 +74,7 @@ def shrink(value: float, width: int) -> str:
     return f"{value:{width}.{1 if width >= 7 else 0}e}"
 
 
-def header(with_algorithm: bool) -> str:
+def header(with_algorithm: bool, with_prediction: bool = False) -> str:
     """Four lines, from the lone `#` to the units."""
     left = "# {:>10}  {:>12}  {:>8}  {:>6}  {:>6}"
     half = "  {:>7}  {:>6}  {:>6}  {:>6}"
@@ -84,15 +84,20 @@ def header(with_algorithm: bool) -> str:
         left.format("size", "count", "type", "redop", "root") + half.format("time", "algbw", "busbw", "#wrong") * 2,
         left.format("(B)", "(elements)", "", "", "") + half.format("(us)", "(GB/s)", "(GB/s)", "") * 2,
     ]
+    if with_prediction:
+        lines[2] += "  predicted"
+        lines[3] += f"  {'(us)':>9}"
     if with_algorithm:
         lines[2] += "  algorithm"
     return "\n".join(line.rstrip() for line in lines)
 
 
-def line(row: Row, with_algorithm: bool) -> str:
+def line(row: Row, with_algorithm: bool, with_prediction: bool = False) -> str:
     dtype, op = TYPE_NAMES.get(row.dtype, row.dtype), OP_NAMES.get(row.op, row.op)
     text = f"{row.size_bytes:>12}  {row.elems:>12}  {dtype:>8}  {op:>6}  {row.root:>6}"
     text += _half(row.out_of_place) + _half(row.in_place)
+    if with_prediction:
+        text += f"  {'N/A' if row.predicted_us is None else shrink(row.predicted_us, 9):>9}"
     return f"{text}  {row.algorithm}" if with_algorithm else text
 
 

@@ -21,7 +21,7 @@ from typing import NamedTuple
 from collectives.levels import Groups
 from collectives.plan import Plan, algorithms, plan
 from collectives.rules import Rule
-from collectives.simulate import SEGMENT_BYTES, simulate
+from collectives.simulate import simulate
 from collectives.tuning import Tuning
 from topology import Cluster, Level, presets
 
@@ -36,11 +36,11 @@ CANONICAL = {
 }
 """The algorithms that combine in the canonical order on any number of ranks; what `reproducible=True` chooses among."""
 
-GIVEN = "given"
-"""The basis of a cluster that the user gave: nothing else is known then."""
+ASSUMED, GIVEN = "assumed", "given"
+"""The basis of a cluster that nobody has described, and of one that the user has: nothing else is known then."""
 
 _MOST_STEPS = 500_000  # of all ranks; a plan with more takes too long to look at, and has too many messages to be fast
-_MOST_SEGMENTS = 64  # of an array, in a simulation
+_MOST_SEGMENTS, _LEAST_SEGMENT_BYTES = 256, 1024  # of an array, in a simulation
 _SLOW = 3.0  # predicted to take this many times the shortest: not worth measuring
 
 
@@ -155,7 +155,7 @@ class Chooser:
 
     def __init__(self, groups: Groups, shared_memory: bool) -> None:
         self.cluster = assumed_cluster(groups, shared_memory)
-        self.basis = "assumed"
+        self.basis = ASSUMED
         self.rules: Sequence[Rule] = ()
         self.tuning = Tuning({})
         self._overhead_s = _near(shared_memory).overhead_s
@@ -187,6 +187,12 @@ class Chooser:
         if rules is not None:
             self.rules = tuple(rules)
         self._chosen.clear()
+
+    def follow(self, other: Chooser, members: Sequence[int]) -> None:
+        """Goes by what the chooser of a larger communicator knows, of which this one's rank i is `members[i]`."""
+        self.use(rules=other.rules)
+        if other.basis != ASSUMED:
+            self.use(cluster=other.cluster.part(members), basis=other.basis)
 
     def choose(self, collective: str, nbytes: int, reproducible: bool = False) -> str:
         """The name of the algorithm for an array of `nbytes` in all."""
@@ -273,7 +279,7 @@ class Chooser:
                 plan(collective, algorithm, self.cluster.size, 0, self.hosts),
                 self.cluster,
                 nbytes,
-                segment_bytes=max(SEGMENT_BYTES, nbytes / _MOST_SEGMENTS),
+                segment_bytes=max(_LEAST_SEGMENT_BYTES, nbytes / _MOST_SEGMENTS),
                 overhead_s=self._overhead_s,
             ).time_s
         return self._predicted[key]

@@ -308,6 +308,7 @@ class Communicator(Calls):
             transport, self._names, groups=self.groups and narrowed(self.groups, members), timeout_s=self.timeout_s,
             lanes=self._lanes, reproducible=self._reproducible, found=f"split of {self._found}",
         )  # fmt: skip
+        child._chooser.follow(self._chooser, members)
         child._parent = self
         self._children.add(child)
         return child

@@ -157,6 +157,28 @@ class Cluster:
         other.spec = {"name": name, **self.spec, **({"devices": listed} if devices else {})}
         return other
 
+    def part(self, members: Sequence[int]) -> Cluster:
+        """The same links with some of the ranks: rank i of the part is `members[i]`.
+
+        Groups are kept in their order, those without a member left out. A part has no file of its own.
+        """
+        there = np.array(members)
+        place = {rank: i for i, rank in enumerate(members)}
+
+        def kept(group: Groups) -> Groups:
+            inner = [place.get(m) if isinstance(m, int) else kept(m) or None for m in group]
+            return tuple(m for m in inner if m is not None)
+
+        return Cluster(
+            name=f"{len(place)} of {self.name}",
+            links=self.links,
+            groups=kept(self.groups),
+            levels=self.levels,
+            route=lambda sources, targets: self.routes(there[sources], there[targets]),
+            spec={**self.spec, "part": list(members)},
+            combine_bytes_per_s=self.combine_bytes_per_s,
+        )
+
     def to_json(self) -> str:
         """The cluster as a file that a person can read and `from_json` makes an equal one of."""
         from topology.files import to_json

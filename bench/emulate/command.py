@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
 from .. import options
 from ..cases import COLLECTIVES
 from .cluster import EmulatedCluster
 from .layout import PLACEMENTS, Layout
+from .model import cluster_of
 from .namespace import EmulationError
 from .rates import parse_rate
 
@@ -70,7 +73,11 @@ def main(argv: Sequence[str], prog: str) -> int:
 
 
 def _measure(cluster: EmulatedCluster, collectives: Sequence[str], flags: Sequence[str]) -> int:
-    with cluster.surroundings().published() as environment:
+    with cluster.surroundings().published() as environment, tempfile.TemporaryDirectory("-treering") as directory:
+        if not any(flag.split("=")[0] in ("--cluster", "--measure", "--tune") for flag in flags):
+            model = Path(directory) / "cluster.json"
+            cluster_of(cluster.layout).save(model)
+            flags = [*flags, "--cluster", str(model)]
         for collective in collectives:
             status = cluster.run([sys.executable, "-m", "bench", collective, *flags], environment)
             if status:

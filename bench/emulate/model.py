@@ -1,0 +1,28 @@
+"""An emulated cluster as its makers know it: what "auto" goes by there, and predictions are made on."""
+
+from __future__ import annotations
+
+from topology import Cluster, Groups, Level, presets
+
+from .layout import Layout
+
+PAYLOAD = 8948 / 9014  # of the bytes of a full frame: what is left of it without the headers of Ethernet, IP and TCP
+# Ranks of a host are processes of this machine; what links them is not the bottleneck, so rough figures do.
+HOST_LATENCY_S, HOST_BYTES_PER_S, HOST_MEMORY_BYTES_PER_S = 1e-6, 8e9, 16e9
+LINK_LATENCY_S = 25e-6  # of one veth pair and its switch, with the system calls at the end
+
+
+def cluster_of(layout: Layout) -> Cluster:
+    """The cluster with the ranks, links and rates of a layout."""
+    hosts: list[Groups] = [
+        tuple(rank for rank in range(layout.size) if layout.host_of(rank) == host) for host in range(layout.hosts)
+    ]
+    levels = [Level("host", LINK_LATENCY_S, layout.link_bytes_per_s * PAYLOAD, HOST_MEMORY_BYTES_PER_S)]
+    groups: Groups = tuple(hosts)
+    if layout.uplink_bytes_per_s is not None:
+        levels.insert(0, Level("rack", LINK_LATENCY_S / 2, layout.uplink_bytes_per_s * PAYLOAD))
+        racks: list[list[Groups]] = [[] for _ in range(layout.racks)]
+        for number, host in enumerate(hosts):
+            racks[layout.rack_of(number)].append(host)
+        groups = tuple(map(tuple, racks))
+    return presets.tree(groups, levels, latency_s=HOST_LATENCY_S / 2, bandwidth_bytes_per_s=HOST_BYTES_PER_S)
