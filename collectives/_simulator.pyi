@@ -25,7 +25,7 @@ class Simulator:
         latency_s: npt.NDArray[np.float64],
         seconds_per_byte: npt.NDArray[np.float64],
         combine_seconds_per_byte: float,
-        overhead_s: float,
+        overhead_s: npt.NDArray[np.float64],
         chunk_bytes: float,
         segment_bytes: float,
         one_port: bool,

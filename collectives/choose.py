@@ -125,6 +125,7 @@ _FAVOUR = 0.5  # how much of its predicted time such an algorithm is taken to ne
 _SHARED_MEMORY = Assumed(0.5e-6, 8e9, 16e9, 0.2e-6)
 _LOOPBACK = Assumed(12e-6, 3e9, 5e9, 3e-6)
 _NETWORK_LATENCY_S = 40e-6
+_NETWORK_OVERHEAD_S = 8e-6
 _NETWORK_BYTES_PER_S = 1.25e9  # 10 Gbit/s
 
 
@@ -281,6 +282,7 @@ class Chooser:
                 nbytes,
                 segment_bytes=max(_LEAST_SEGMENT_BYTES, nbytes / _MOST_SEGMENTS),
                 overhead_s=self._overhead_s,
+                network_overhead_s=_NETWORK_OVERHEAD_S,
             ).time_s
         return self._predicted[key]
 

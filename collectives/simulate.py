@@ -90,11 +90,13 @@ def simulate(
     segment_bytes: float = SEGMENT_BYTES,
     ports: Ports = "overlapped",
     overhead_s: float = 0.0,
+    network_overhead_s: float | None = None,
     trace: bool = False,
 ) -> Simulation:
     """Runs a plan on an array of `nbytes` (the collective's whole array, as algbw counts it) in virtual time.
 
-    `overhead_s` is the time that a rank spends on each message it sends, and on each it receives (the o of LogP).
+    `overhead_s` is the time that a rank spends on each message it sends, and on each it receives (the o of LogP);
+    `network_overhead_s` is that of messages between hosts, where it differs.
     65,536 ranks of two trees take seconds, as do 4,096 of a ring; the segments kept for `trace` are many. The plan is
     not proved here: one that is wrong raises ValueError at best. ValueError also when the sizes of plan and cluster
     differ, or a number makes no sense.
@@ -110,12 +112,14 @@ def simulate(
     table = _kept_sheet(plan) if plan.size <= _KEPT_RANKS else sheet(plan)
     simulator = Simulator(plan.size, table.offsets, table.kind, table.lane, table.other, table.chunk, table.count)
     routes = cluster.routes(simulator.sources, simulator.targets)
+    host = _host_of(cluster)
+    near = host[simulator.sources] == host[simulator.targets]
     time_s = simulator.run(
         *routes,
         cluster.link_latencies_s,
         1 / cluster.link_bandwidths_bytes_per_s,
         1 / cluster.combine_bytes_per_s,
-        overhead_s,
+        np.where(near, overhead_s, overhead_s if network_overhead_s is None else network_overhead_s),
         nbytes / data_chunks(plan),
         min(segment_bytes, 2.0 * nbytes + 1),  # no step moves more; and infinity is no number to count with
         ports == "one_port",
@@ -123,6 +127,14 @@ def simulate(
     )
     moved = (simulator.trace_steps, simulator.trace_times, table.offsets) if trace else None
     return Simulation(plan, cluster, nbytes, segment_bytes, ports, time_s, simulator.link_bytes, moved)
+
+
+def _host_of(cluster: Cluster) -> npt.NDArray[np.int64]:
+    """The number of each rank's host."""
+    found = np.empty(cluster.size, np.int64)
+    for number, host in enumerate(cluster.hosts):
+        found[list(host)] = number
+    return found
 
 
 def data_chunks(plan: Plan) -> int:

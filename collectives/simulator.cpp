@@ -148,9 +148,12 @@ class Simulator {
 
   // Times in seconds. Paths: of pair i, links route_links[route_offsets[i] .. route_offsets[i+1]].
   double run(Array<int64_t> route_offsets, Array<int32_t> route_links, Array<double> latency_s,
-             Array<double> seconds_per_byte, double combine_seconds_per_byte, double overhead_s, double chunk_bytes,
+             Array<double> seconds_per_byte, double combine_seconds_per_byte, Array<double> overhead_s,
+             double chunk_bytes,
              double segment_bytes, bool one_port, bool trace) {
-    if (route_offsets.size() != sources_.size() + 1) throw nb::value_error("one route per pair of ranks is needed");
+    if (route_offsets.size() != sources_.size() + 1 || overhead_s.size() != sources_.size()) {
+      throw nb::value_error("one route and overhead per pair of ranks is needed");
+    }
     nb::gil_scoped_release release;
     routes_.assign(route_offsets.data(), route_offsets.data() + route_offsets.size());
     links_.assign(route_links.data(), route_links.data() + route_links.size());
@@ -160,7 +163,7 @@ class Simulator {
       for (int64_t l = routes_[i]; l < routes_[i + 1]; l++) path_latency_[i] += latency_s.data()[links_[l]];
     }
     combine_ = combine_seconds_per_byte;
-    overhead_ = overhead_s;
+    overhead_.assign(overhead_s.data(), overhead_s.data() + overhead_s.size());
     chunk_bytes_ = chunk_bytes;
     segment_bytes_ = segment_bytes;
     one_port_ = one_port;
@@ -489,8 +492,9 @@ class Simulator {
     int64_t first = routes_[node.pair], last = routes_[node.pair + 1] - 1;
     auto giver = static_cast<size_t>(sources_[node.pair]);
     double begin = now;
-    if (node.sent == 0 && overhead_ > 0) {
-      begin = sender_free_[giver] = std::max(now, sender_free_[giver]) + overhead_;
+    double overhead = node.sent == 0 ? overhead_[node.pair] : 0.0;
+    if (overhead > 0) {
+      begin = sender_free_[giver] = std::max(now, sender_free_[giver]) + overhead;
     }
     double through = begin;
     for (int64_t i = first; i <= last; i++) {
@@ -523,7 +527,7 @@ class Simulator {
         node.waiting = true;
         return;
       }
-      double work = (node.taken == 0 ? overhead_ : 0.0) +
+      double work = (node.taken == 0 ? overhead_[node.pair] : 0.0) +
                     (kind_[node.taker] == kRecvReduce ? segment_bytes(node, node.taken) * combine_ : 0.0);
       auto taker = static_cast<size_t>(targets_[node.pair]);
       if (work > 0) end = processor_free_[taker] = std::max(end, processor_free_[taker]) + work;
@@ -567,8 +571,8 @@ class Simulator {
 
   std::vector<int64_t> routes_;
   std::vector<int32_t> links_;
-  std::vector<double> path_latency_, seconds_per_byte_;
-  double combine_ = 0, overhead_ = 0, chunk_bytes_ = 0, segment_bytes_ = 0;
+  std::vector<double> path_latency_, overhead_, seconds_per_byte_;  // by pair, by pair, by link
+  double combine_ = 0, chunk_bytes_ = 0, segment_bytes_ = 0;
   bool one_port_ = false, tracing_ = false;
 
   RadixHeap events_;  // links to serve, and nodes (numbered after the links) whose next segment may start

@@ -73,6 +73,23 @@ def test_ranks_that_are_told_different_things_go_by_rank_0(ranks: Ranks, what: s
             assert names[:3] == ["ring"] * 3
 
 
+def split_after_use(me: Rank) -> None:
+    comm = me.connect()
+    comm.use(cluster=presets.hosts(2, 2, placement="round_robin"), rules=[Rule("broadcast", "ring")])
+    half = comm.split(color=comm.rank // 2)
+    assert half is not None
+    assert half.cluster.hosts == ((0,), (1,))
+    assert half.explain("broadcast", nbytes=10).chosen == "ring"
+    inside, across = comm.by_host()
+    assert inside.all_reduce(np.ones(3))[0] + across.all_reduce(np.ones(3))[0] == inside.size + across.size
+    me.say("done")
+
+
+def test_a_part_of_a_communicator_goes_by_what_the_whole_goes_by(ranks: Ranks) -> None:
+    with ranks(4, split_after_use) as job:
+        job.hear_all("done")
+
+
 def use_later(me: Rank, path: str) -> None:
     comm = me.connect()
     x = np.ones(1 << 10, np.float32)

@@ -255,3 +255,33 @@ def test_no_rank_outlives_the_bench(number: signal.Signals) -> None:
         process.wait(timeout=30)
         assert process.returncode in (128 + number, -number)
         assert gone(ranks)
+
+
+@pytest.mark.parametrize("flags", [("--cluster", "hosts(1, 3)"), ("--measure",), ("--tune",)])
+def test_predictions_stand_beside_what_was_measured(flags: tuple[str, ...], tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    sizes = ("-b", "1K", "-e", "32K", "-f", "32", "-n", "3", "--algorithm", "auto,ring")
+    text = bench("all_reduce", "--ranks", "3", *sizes, *flags, "-J", str(path))
+    table = rows(text)
+    assert [row[-1] for row in table] == ["auto", "ring"] * 2
+    predicted = [float(row[-2]) for row in table]
+    assert all(us > 0 for us in predicted)
+    kept = [result["predicted_us"] for result in json.loads(path.read_text())["results"]]
+    assert kept == pytest.approx(predicted, rel=0.01, abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--cluster", "hosts(1, 2"), "--cluster hosts(1, 2:"),
+        (("--cluster", "/no/such/file.json"), "--cluster /no/such/file.json:"),
+        (("--tune",), "--tune is about"),
+    ],
+)
+def test_what_the_bench_cannot_go_by(flags: tuple[str, ...], message: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "bench", "all_to_all", "--ranks", "2", *flags],
+        cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert message in done.stderr

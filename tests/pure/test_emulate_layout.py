@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from bench.emulate import EmulatedCluster, Layout
+from bench.emulate.model import cluster_of
 from bench.emulate.rates import parse_rate, spell_rate
 
 RATES = {"200mbit": 25e6, "1gbit": 125e6, "1.5 gbit": 187.5e6, "64000kbit": 8e6, "10GBIT": 1.25e9}
@@ -68,3 +69,12 @@ def test_racks_hold_neighbours_and_nearly_as_many(hosts: int, racks: int, where:
 def test_hosts_with_other_links_have_other_names() -> None:
     layouts = (Layout(4, 1, 25e6), Layout(4, 1, 125e6), Layout(4, 1, 25e6, 2, 25e6), Layout(4, 1, 25e6, 2, 125e6))
     assert len({layout.host_name(host) for layout in layouts for host in range(4)}) == 16
+
+
+def test_the_model_of_a_layout_has_its_hosts_racks_and_rates() -> None:
+    cluster = cluster_of(Layout(5, 2, 25e6, 2, 10e6, "round_robin"))
+    assert cluster.groups == (((0, 5), (1, 6), (2, 7)), ((3, 8), (4, 9)))
+    assert cluster.bandwidth_bytes_per_s(0, 1) == pytest.approx(25e6 * 8948 / 9014)
+    assert cluster.bandwidth_bytes_per_s(0, 3) == pytest.approx(10e6 * 8948 / 9014)
+    assert cluster.bandwidth_bytes_per_s(0, 5) > 1e9
+    assert cluster_of(Layout(2, 1, 25e6)).hosts == ((0,), (1,))

@@ -185,6 +185,14 @@ def test_combining_and_message_overheads_take_time() -> None:
     assert simulate(plan("broadcast", "binomial", 2), fast, 0, overhead_s=1e-6).time_s == pytest.approx(2e-6)
 
 
+def test_messages_between_hosts_have_an_overhead_of_their_own() -> None:
+    """A chain of three ranks, the first two on one host: each message costs its sender and its receiver."""
+    cluster = presets.tree(((0, 1), (2,)), [presets.Level("host", 0, math.inf)], latency_s=0, bandwidth_bytes_per_s=1e9)
+    chain = plan("broadcast", "ring", 3)
+    assert simulate(chain, cluster, 0, overhead_s=1e-6, network_overhead_s=10e-6).time_s == pytest.approx(22e-6)
+    assert simulate(chain, cluster, 0, overhead_s=1e-6).time_s == pytest.approx(4e-6)
+
+
 def test_the_segments_that_moved_can_be_looked_at() -> None:
     result = simulate(plan("broadcast", "ring", 3), switch(3), 4 * (64 << 10), trace=True)
     moved = list(result.segments())

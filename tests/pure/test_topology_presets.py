@@ -295,3 +295,16 @@ def test_a_million_routes_take_about_a_second() -> None:
 def test_what_cannot_be_is_refused(make: object, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         make()  # type: ignore[operator]
+
+
+def test_a_part_has_the_same_links_and_its_own_ranks() -> None:
+    whole = hosts(3, 4)
+    part = whole.part([9, 1, 0, 5])  # rank 0 of the part is rank 9
+    assert part.size == 4
+    assert part.hosts == ((2, 1), (3,), (0,))
+    assert part.links == whole.links
+    for source, target in ((0, 1), (1, 2), (3, 0)):
+        members = (9, 1, 0, 5)
+        assert part.path(source, target) == whole.path(members[source], members[target])
+    assert part != whole
+    assert part.name == "4 of hosts(3, 4)"
