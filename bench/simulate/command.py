@@ -42,8 +42,20 @@ def parser(prog: str) -> argparse.ArgumentParser:
     )
     flag = made.add_argument
     flag("--cluster", required=True, metavar="FILE|PRESET", help="a file, or a preset such as 'hosts(4, 8)'")
-    flag("--ranks", type=_numbers, default=(), metavar="N[,N]", help="one cluster for each; --cluster has {n} for them")
-    flag("--collective", choices=tuple(COLLECTIVES), default="all_reduce", help="(all_reduce)", metavar="NAME")
+    flag(
+        "--ranks",
+        type=_numbers,
+        default=(),
+        metavar="N[,N]",
+        help="a cluster for each, made of --cluster 'hosts({n}/8, 8)'",
+    )
+    flag(
+        "--collective",
+        choices=tuple(COLLECTIVES),
+        default="all_reduce",
+        metavar="NAME",
+        help=f"of {', '.join(COLLECTIVES)} (all_reduce)",
+    )
     flag("--algorithm", default="all", metavar="NAME[,NAME]", help="all, auto, or names (all)")
     flag("-b", "--minbytes", type=_size, default=1 << 10, metavar="SIZE", help="smallest size (1K)")
     flag("-e", "--maxbytes", type=_size, default=None, metavar="SIZE", help="largest size (64M)")

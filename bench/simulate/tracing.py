@@ -16,7 +16,7 @@ from topology import Cluster
 from ..trace import Flow, Span
 from .contestants import Contestant
 
-MOST_SEGMENTS = 200_000  # of all simulations in a trace: some 60 MB of JSON, and what viewers can bear
+MOST_SEGMENTS = 200_000  # of all simulations in a trace: some 75 MB of JSON, and what viewers can bear
 
 
 def refuse_long(contestants: Sequence[Contestant], nbytes: int, segment_bytes: float) -> None:
