@@ -60,7 +60,7 @@ def _calls(
 
 
 def _times_s(comm: Communicator, calls: Sequence[Callable[[], object]]) -> list[float]:
-    """The time of each call on the slowest rank, the best of the rounds in which all take turns: what disturbs, adds."""
+    """The time of each call on the slowest rank: the best of several rounds in which all take turns."""
     first = _agreed(comm, [_timed_s(comm, call, 1) for call in calls for _ in range(2)][1::2])  # the first connects
     counts = [min(_MOST_CALLS, max(1, int(_SAMPLE_S / seconds))) for seconds in first]
     rounds = _ROUNDS if sum(first) * _ROUNDS < 1 else 2
