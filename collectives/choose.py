@@ -19,7 +19,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from collectives.levels import Groups
-from collectives.plan import Plan, algorithms, plan
+from collectives.plan import Plan, Recv, RecvReduce, Send, algorithms, plan
 from collectives.rules import Rule
 from collectives.simulate import simulate
 from collectives.tuning import Tuning
@@ -39,8 +39,10 @@ CANONICAL = {
 ASSUMED, GIVEN = "assumed", "given"
 """The basis of a cluster that nobody has described, and of one that the user has: nothing else is known then."""
 
+_MANY_PEERS = 16  # with more, connections cost more memory and time than they save, and who is sent to is overrun
 _MOST_STEPS = 500_000  # of all ranks; a plan with more takes too long to look at, and has too many messages to be fast
 _MOST_SEGMENTS, _LEAST_SEGMENT_BYTES = 256, 1024  # of an array, in a simulation
+_FEWEST_SEGMENTS, _MOST_MOVES = 16, 200_000  # where many steps move that many segments
 _SLOW = 3.0  # predicted to take this many times the shortest: not worth measuring
 
 
@@ -196,14 +198,33 @@ class Chooser:
             self.use(cluster=other.cluster.part(members), basis=other.basis)
 
     def choose(self, collective: str, nbytes: int, reproducible: bool = False) -> str:
-        """The name of the algorithm for an array of `nbytes` in all."""
-        key = (collective, nbytes, reproducible)
+        """The name of the algorithm for an array of `nbytes` in all: that for the nearest power of two, or a rule's."""
+        rule = next((rule for rule in self.rules if rule.fits(collective, nbytes)), None)
+        if rule is not None:
+            return rule.algorithm
+        names = self.names(collective, reproducible)
+        if len(names) == 1:
+            return names[0]
+        near = 1 << round(math.log2(max(nbytes, 1)))
+        key = (collective, near, reproducible)
         if key not in self._chosen:
-            self._chosen[key] = self.explain(collective, nbytes, reproducible).chosen
+            candidates, favoured = self._candidates(collective, near, reproducible)
+            self._chosen[key] = self._decide(candidates, favoured)[0]
         return self._chosen[key]
 
     def explain(self, collective: str, nbytes: int, reproducible: bool = False) -> Explanation:
-        """What is known of every candidate, which one it is, and why."""
+        """What is known of every candidate, which one `choose` takes, and why."""
+        candidates, favoured = self._candidates(collective, nbytes, reproducible)
+        chosen, reason = self._decide(candidates, favoured)
+        used = self.choose(collective, nbytes, reproducible)
+        if any(rule.fits(collective, nbytes) for rule in self.rules):
+            reason = "pinned by a rule"
+        elif used != chosen:
+            reason = "the choice for the nearest power of two"
+        return Explanation(collective, nbytes, self.cluster, self._where(), tuple(candidates), used, reason)
+
+    def _candidates(self, collective: str, nbytes: int, reproducible: bool) -> tuple[list[Candidate], str]:
+        """The candidates, the fastest first, and the one that was the fastest elsewhere."""
         names = self.names(collective, reproducible)
         found = [(name, self.predicted_s(collective, name, nbytes)) for name in names]
         measured = {name: self.tuning.measured_s(collective, name, nbytes) for name in names}
@@ -216,9 +237,7 @@ class Chooser:
             Candidate(n, s, measured[n], measured[n] or self._corrected_s(collective, n, nbytes, s, off, favoured))
             for n, s in found
         ]
-        candidates.sort(key=lambda c: c.time_s)
-        chosen, reason = self._decide(collective, nbytes, candidates, favoured)
-        return Explanation(collective, nbytes, self.cluster, self._where(), tuple(candidates), chosen, reason)
+        return sorted(candidates, key=lambda c: c.time_s), favoured
 
     def _corrected_s(
         self, collective: str, name: str, nbytes: int, predicted_s: float, off: float, favoured: str
@@ -246,17 +265,14 @@ class Chooser:
         shortest = min(found)[0]
         return [name for predicted_s, name in sorted(found) if predicted_s <= _SLOW * shortest]
 
-    def _decide(self, collective: str, nbytes: int, candidates: Sequence[Candidate], favoured: str) -> tuple[str, str]:
-        for rule in self.rules:
-            if rule.fits(collective, nbytes):
-                return rule.algorithm, "pinned by a rule"
+    def _decide(self, candidates: Sequence[Candidate], favoured: str) -> tuple[str, str]:
         best = candidates[0]
         if len(candidates) == 1:
             return best.algorithm, "there is no other"
-        over = candidates[1].time_s / best.time_s if best.time_s else 1.0
-        how = "predicted to be" if best.measured_s is None else "measured as"
         if best.measured_s is None and best.algorithm == favoured:
             return best.algorithm, "measured as the fastest on another machine with ranks on one host"
+        over = candidates[1].time_s / best.time_s if best.time_s else 1.0
+        how = "predicted to be" if best.measured_s is None else "measured as"
         return best.algorithm, f"{how} the fastest, {over:.2f} times as fast as {candidates[1].algorithm}"
 
     def _where(self) -> str:
@@ -276,11 +292,13 @@ class Chooser:
     def _simulated_s(self, collective: str, algorithm: str, nbytes: int) -> float:
         key = (collective, algorithm, nbytes)
         if key not in self._predicted:
+            a_plan = plan(collective, algorithm, self.cluster.size, 0, self.hosts)
+            segments = max(_FEWEST_SEGMENTS, min(_MOST_SEGMENTS, _MOST_MOVES // max(1, step_count(a_plan))))
             self._predicted[key] = simulate(
-                plan(collective, algorithm, self.cluster.size, 0, self.hosts),
+                a_plan,
                 self.cluster,
                 nbytes,
-                segment_bytes=max(_LEAST_SEGMENT_BYTES, nbytes / _MOST_SEGMENTS),
+                segment_bytes=max(_LEAST_SEGMENT_BYTES, nbytes / segments),
                 overhead_s=self._overhead_s,
                 network_overhead_s=_NETWORK_OVERHEAD_S,
             ).time_s
@@ -293,8 +311,10 @@ def _names(
 ) -> tuple[str, ...]:
     if reproducible and collective in CANONICAL:
         return CANONICAL[collective]
-    plans = sensible(collective, size, hosts, shape)
-    return tuple(p.algorithm for p in plans if p.builtin and step_count(p) <= _MOST_STEPS)
+    ours = [p for p in sensible(collective, size, hosts, shape) if p.builtin]
+    short = [p for p in ours if step_count(p) <= _MOST_STEPS]
+    few = [p for p in short if _peer_count(p) <= _MANY_PEERS]
+    return tuple(p.algorithm for p in few or short or ours)
 
 
 def sensible(
@@ -316,6 +336,13 @@ def sensible(
 
 def _several(group: object) -> bool:
     return isinstance(group, tuple) and len(group) > 1  # pyright: ignore[reportUnknownArgumentType]
+
+
+def _peer_count(a_plan: Plan) -> int:
+    """To how many others a rank talks: the one of the first two that has more."""
+    remote = (Send, Recv, RecvReduce)
+    peers = [{s.peer for s in a_plan.generate(r) if isinstance(s, remote)} for r in range(min(2, a_plan.size))]
+    return max(map(len, peers))
 
 
 def step_count(a_plan: Plan) -> int:

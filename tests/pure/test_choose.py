@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 import collectives as cc
@@ -118,3 +120,12 @@ def test_nested_groups_are_kept_for_plans() -> None:
     assert "hierarchical" in chooser.names("all_reduce")
     assert "hierarchical" not in Chooser(ONE_HOST, shared_memory=True).names("all_reduce")
     assert "hierarchical" not in Chooser(tuple((r,) for r in range(4)), shared_memory=True).names("all_reduce")
+
+
+def test_many_ranks_are_chosen_for_in_no_time_and_do_not_talk_to_everybody() -> None:
+    chooser = Chooser(tuple((rank,) for rank in range(256)), shared_memory=True)
+    begin = time.process_time()
+    for collective in ("all_reduce", "all_gather", "broadcast", "all_to_all", "barrier"):
+        assert chooser.choose(collective, MIB) in cc.algorithms(collective)
+        assert set(chooser.names(collective)) <= {"direct"} or "direct" not in chooser.names(collective)
+    assert time.process_time() - begin < 10  # it takes about half a second
