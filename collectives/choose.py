@@ -199,10 +199,10 @@ class Chooser:
 
     def choose(self, collective: str, nbytes: int, reproducible: bool = False) -> str:
         """The name of the algorithm for an array of `nbytes` in all: that for the nearest power of two, or a rule's."""
-        rule = next((rule for rule in self.rules if rule.fits(collective, nbytes)), None)
-        if rule is not None:
-            return rule.algorithm
         names = self.names(collective, reproducible)
+        pinned = self._pinned(collective, nbytes, reproducible)
+        if pinned:
+            return pinned
         if len(names) == 1:
             return names[0]
         near = 1 << round(math.log2(max(nbytes, 1)))
@@ -217,11 +217,18 @@ class Chooser:
         candidates, favoured = self._candidates(collective, nbytes, reproducible)
         chosen, reason = self._decide(candidates, favoured)
         used = self.choose(collective, nbytes, reproducible)
-        if any(rule.fits(collective, nbytes) for rule in self.rules):
+        if self._pinned(collective, nbytes, reproducible):
             reason = "pinned by a rule"
         elif used != chosen:
             reason = "the choice for the nearest power of two"
         return Explanation(collective, nbytes, self.cluster, self._where(), tuple(candidates), used, reason)
+
+    def _pinned(self, collective: str, nbytes: int, reproducible: bool) -> str:
+        """The algorithm of the first rule that fits; of a reproducible call, the first with one in canonical order."""
+        fitting = [rule.algorithm for rule in self.rules if rule.fits(collective, nbytes)]
+        if reproducible:
+            fitting = [name for name in fitting if name in self.names(collective, reproducible)]
+        return fitting[0] if fitting else ""
 
     def _candidates(self, collective: str, nbytes: int, reproducible: bool) -> tuple[list[Candidate], str]:
         """The candidates, the fastest first, and the one that was the fastest elsewhere."""
@@ -246,7 +253,8 @@ class Chooser:
         nearest = self.tuning.nearest(collective, name, nbytes)
         if nearest is not None:
             size, seconds = nearest
-            off = seconds / self.predicted_s(collective, name, size)
+            predicted_there_s = self.predicted_s(collective, name, size)
+            off = seconds / predicted_there_s if predicted_there_s else 1.0
         elif name == favoured:
             off *= _FAVOUR
         return predicted_s * off

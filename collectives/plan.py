@@ -245,7 +245,7 @@ def _arguments(text: str) -> tuple[str, ...]:
 
 
 def _is_ours(generate: Callable[..., object]) -> bool:
-    return generate.__module__.startswith("collectives.algorithms.")
+    return (generate.__module__ or "").startswith("collectives.algorithms.")
 
 
 class Plan:

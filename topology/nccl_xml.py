@@ -19,6 +19,7 @@ latencies: the ones here are of the usual order, and make messages prefer NVLink
 from __future__ import annotations
 
 import itertools
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -60,7 +61,7 @@ def load(given: str | Path) -> Cluster:
 
     Raises ValueError that names the line, and OSError.
     """
-    if re.fullmatch(r"\s*\w+\s*\(.*\)\s*", str(given), re.DOTALL) and not Path(given).exists():
+    if re.fullmatch(r"\s*\w+\s*\(.*\)\s*", str(given), re.DOTALL) and not os.path.exists(given):
         return parse_preset(str(given))
     if Path(given).read_text(encoding="utf-8").lstrip().startswith("<"):
         return from_nccl_xml(Path(given))

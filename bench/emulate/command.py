@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
 from .. import options
 from ..cases import COLLECTIVES
 from .cluster import EmulatedCluster
 from .layout import PLACEMENTS, Layout
-from .model import cluster_of
+from .model import spelled
 from .namespace import EmulationError
 from .rates import parse_rate
 
@@ -50,8 +48,7 @@ def main(argv: Sequence[str], prog: str) -> int:
         layout.check()
     except ValueError as error:
         made.error(str(error))
-    if not any(flag.startswith(("-b", "--minbytes", "-e", "--maxbytes")) for flag in flags):
-        flags = [*DEFAULTS, *flags]
+    flags = [*DEFAULTS, *flags]  # what is given comes later, and counts
     for collective in collectives:
         chosen = options.parse([collective, *flags], prog)
         if chosen.ranks is not None:
@@ -73,11 +70,9 @@ def main(argv: Sequence[str], prog: str) -> int:
 
 
 def _measure(cluster: EmulatedCluster, collectives: Sequence[str], flags: Sequence[str]) -> int:
-    with cluster.surroundings().published() as environment, tempfile.TemporaryDirectory("-treering") as directory:
-        if not any(flag.split("=")[0] in ("--cluster", "--measure", "--tune") for flag in flags):
-            model = Path(directory) / "cluster.json"
-            cluster_of(cluster.layout).save(model)
-            flags = [*flags, "--cluster", str(model)]
+    if not any(flag.split("=")[0] in ("--cluster", "--measure", "--tune") for flag in flags):
+        flags = [*flags, "--cluster", spelled(cluster.layout)]
+    with cluster.surroundings().published() as environment:
         for collective in collectives:
             status = cluster.run([sys.executable, "-m", "bench", collective, *flags], environment)
             if status:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from topology import Cluster, Groups, Level, presets
+from topology import Groups
 
 from .layout import Layout
 
@@ -12,17 +12,24 @@ HOST_LATENCY_S, HOST_BYTES_PER_S, HOST_MEMORY_BYTES_PER_S = 1e-6, 8e9, 16e9
 LINK_LATENCY_S = 25e-6  # of one veth pair and its switch, with the system calls at the end
 
 
-def cluster_of(layout: Layout) -> Cluster:
-    """The cluster with the ranks, links and rates of a layout."""
+def spelled(layout: Layout) -> str:
+    """The cluster with the ranks, links and rates of a layout, as `topology.load` reads it."""
     hosts: list[Groups] = [
         tuple(rank for rank in range(layout.size) if layout.host_of(rank) == host) for host in range(layout.hosts)
     ]
-    levels = [Level("host", LINK_LATENCY_S, layout.link_bytes_per_s * PAYLOAD, HOST_MEMORY_BYTES_PER_S)]
-    groups: Groups = tuple(hosts)
+    host_level = {
+        "name": "host",
+        "latency_s": LINK_LATENCY_S,
+        "bandwidth_bytes_per_s": layout.link_bytes_per_s * PAYLOAD,
+        "inside_bytes_per_s": HOST_MEMORY_BYTES_PER_S,
+    }
+    levels, groups = [host_level], tuple(hosts)
     if layout.uplink_bytes_per_s is not None:
-        levels.insert(0, Level("rack", LINK_LATENCY_S / 2, layout.uplink_bytes_per_s * PAYLOAD))
+        uplink_bytes_per_s = layout.uplink_bytes_per_s * PAYLOAD
+        rack_level = {"name": "rack", "latency_s": LINK_LATENCY_S / 2, "bandwidth_bytes_per_s": uplink_bytes_per_s}
         racks: list[list[Groups]] = [[] for _ in range(layout.racks)]
         for number, host in enumerate(hosts):
             racks[layout.rack_of(number)].append(host)
-        groups = tuple(map(tuple, racks))
-    return presets.tree(groups, levels, latency_s=HOST_LATENCY_S / 2, bandwidth_bytes_per_s=HOST_BYTES_PER_S)
+        levels, groups = [rack_level, host_level], tuple(map(tuple, racks))
+    port = f"latency_s={HOST_LATENCY_S / 2}, bandwidth_bytes_per_s={HOST_BYTES_PER_S}"
+    return f"tree({groups}, {levels}, {port})"

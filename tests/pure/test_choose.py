@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import numpy as np
 import pytest
 
 import collectives as cc
@@ -53,6 +54,22 @@ def test_a_rule_wins() -> None:
     assert "pinned by a rule" in chooser.explain("all_reduce", 16).reason
     chooser.use(rules=())
     assert chooser.choose("all_reduce", 16) == "one_shot"
+
+
+def test_a_rule_does_not_change_the_bits_of_a_reproducible_call() -> None:
+    chooser = Chooser(ONE_HOST, shared_memory=True)
+    chooser.use(rules=[Rule("all_reduce", "two_tree"), Rule("all_reduce", "binomial")])
+    assert chooser.choose("all_reduce", 16, reproducible=True) == "binomial"
+    assert chooser.choose("all_reduce", 16) == "two_tree"
+    chooser.use(rules=[Rule("all_reduce", "two_tree")])
+    assert chooser.choose("all_reduce", 16, reproducible=True) == "one_shot"
+
+
+def test_one_rank_can_be_tuned() -> None:
+    with cc.connect_threads(1)[0] as comm:
+        comm.tune(("all_reduce",), sizes=(1024,), budget_s=1)
+        assert comm.all_reduce(np.ones(5))[0] == 1
+        assert comm.explain("all_reduce", nbytes=10_000_000).chosen in cc.algorithms("all_reduce")
 
 
 def test_measured_times_win_over_predictions() -> None:

@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
+import topology
 from bench.emulate import EmulatedCluster, Layout
-from bench.emulate.model import cluster_of
+from bench.emulate.model import spelled
 from bench.emulate.rates import parse_rate, spell_rate
 
 RATES = {"200mbit": 25e6, "1gbit": 125e6, "1.5 gbit": 187.5e6, "64000kbit": 8e6, "10GBIT": 1.25e9}
@@ -72,9 +73,9 @@ def test_hosts_with_other_links_have_other_names() -> None:
 
 
 def test_the_model_of_a_layout_has_its_hosts_racks_and_rates() -> None:
-    cluster = cluster_of(Layout(5, 2, 25e6, 2, 10e6, "round_robin"))
+    cluster = topology.load(spelled(Layout(5, 2, 25e6, 2, 10e6, "round_robin")))
     assert cluster.groups == (((0, 5), (1, 6), (2, 7)), ((3, 8), (4, 9)))
     assert cluster.bandwidth_bytes_per_s(0, 1) == pytest.approx(25e6 * 8948 / 9014)
     assert cluster.bandwidth_bytes_per_s(0, 3) == pytest.approx(10e6 * 8948 / 9014)
     assert cluster.bandwidth_bytes_per_s(0, 5) > 1e9
-    assert cluster_of(Layout(2, 1, 25e6)).hosts == ((0,), (1,))
+    assert topology.load(spelled(Layout(2, 1, 25e6))).hosts == ((0,), (1,))
