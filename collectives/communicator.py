@@ -375,13 +375,13 @@ class Communicator(Calls):
         """Lets "auto" go by a cluster (or a file of one), or by rules (or a file of them). All ranks call it.
 
         What rank 0 gives counts, on every rank; the others may give the same or nothing. ValueError on rank 0, and on
-        all ranks, for a file that is wrong or a cluster of another size.
+        all ranks, for a file that is wrong or cannot be read, and a cluster of another size.
         """
         told: dict[str, Any] = {}
         if self.rank == 0:
             try:
                 told = self._read(cluster, rules)
-            except ValueError as error:
+            except (ValueError, OSError) as error:
                 told = {"error": str(error)}
         self._hear(broadcast_json(self, told))
 

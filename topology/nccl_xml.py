@@ -40,6 +40,7 @@ CPU_LATENCY_S = 1e-6  # between two CPUs
 NETWORK_LATENCY_S = 1e-6  # between a NIC and its port
 
 _NVLINK_BYTES_PER_S = ((100, 40.1e9), (90, 20.6e9), (87, 20e9), (86, 12e9), (70, 20e9), (60, 18e9))  # from this sm on
+_DEEPEST = 100
 _GPU_CLASS, _SWITCH_CLASS, _CPU_CLASS = "0x03", "0x0680", "0x068001"
 
 
@@ -101,6 +102,8 @@ def _parse(text: str, name: str) -> _Element:
 
     def start(tag: str, attributes: dict[str, str]) -> None:
         element = _Element(tag, attributes, f"{name}:{parser.CurrentLineNumber}")
+        if len(open_elements) > _DEEPEST:
+            element.fail("nested too deeply")
         open_elements[-1].inside.append(element)
         open_elements.append(element)
 
@@ -125,7 +128,8 @@ def _parse(text: str, name: str) -> _Element:
 class _System:
     def __init__(self, system: _Element) -> None:
         self._system = system
-        self._wires: dict[tuple[str, str], Wire] = {}
+        self._wires: dict[tuple[str, str], Wire] = {}  # but for NVLinks
+        self._nvlinks: dict[tuple[str, str], Wire] = {}
         self._gpus: list[tuple[_Element, str, str]] = []  # the element, its bus, its CPU
         self._nics: list[tuple[_Element, str]] = []  # the net element, its vertex
         self._used: list[tuple[_Element, str, str]] = []  # of these the ranks, in order
@@ -158,7 +162,8 @@ class _System:
             groups.setdefault(cpu.partition(".")[0], []).append(rank)
         hosts = tuple(map(tuple, groups.values()))
         ranks = [f"gpu {bus}" for _, bus, _ in gpus]
-        found = graph(ranks, list(self._wires.values()), groups=hosts, levels=["host"])
+        wires = {**self._wires, **self._nvlinks}  # a GPU right below a CPU that it has NVLinks to takes those
+        found = graph(ranks, list(wires.values()), groups=hosts, levels=["host"])
         return found.described(name, self._devices(ranks))
 
     def _below(self, parent: _Element, vertex: str, cpu: str, host: int) -> None:
@@ -209,9 +214,9 @@ class _System:
             self._nvwire(other, f"gpu {bus}", count, each)
 
     def _nvwire(self, source: str, target: str, count: int, each: float) -> None:
-        before = self._wires.get((source, target))
+        before = self._nvlinks.get((source, target))
         count += int(before.kind[2:]) if before else 0
-        self._wires[source, target] = Wire(source, target, NVLINK_LATENCY_S, count * each, True, f"NV{count}")
+        self._nvlinks[source, target] = Wire(source, target, NVLINK_LATENCY_S, count * each, True, f"NV{count}")
 
     def _wire(self, source: str, target: str, latency_s: float, bandwidth_bytes_per_s: float, kind: str) -> None:
         self._wires[source, target] = Wire(source, target, latency_s, bandwidth_bytes_per_s, False, kind)
@@ -228,7 +233,7 @@ class _System:
             for rank, (vertex, (gpu, _, _)) in enumerate(zip(ranks, self._used, strict=True))
         ]
         # A GPU can also reach a NIC over NVLink and another GPU; how near it is says the way over PCI.
-        wires = [wire for wire in self._wires.values() if not wire.kind.startswith("NV")]
+        wires = list(self._wires.values())
         for net, port in self._nics:
             host = port.partition(".")[0][4:]
             local = [vertex for vertex, gpu in zip(ranks, self._used, strict=True) if gpu[2].startswith(f"cpu {host}.")]

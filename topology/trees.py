@@ -136,7 +136,13 @@ def plain(value: Any) -> Any:
 
 
 def _each(level: Level, name: str, given: float | Sequence[float], groups: int) -> list[float]:
-    values = [float(given)] * groups if isinstance(given, (int, float)) else [float(value) for value in given]
+    try:
+        numbers = np.asarray(given, np.float64)
+    except (TypeError, ValueError, OverflowError):
+        numbers = None
+    if numbers is None or numbers.ndim > 1:
+        raise ValueError(f"level {level.name!r}: {name}={given!r} must be a number, or one for each group")
+    values: list[float] = numbers.tolist() if numbers.ndim else [float(numbers)] * groups
     if len(values) != groups:
         raise ValueError(f"level {level.name!r}: {len(values)} values of {name} for {groups} groups")
     for value in values:

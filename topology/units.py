@@ -61,12 +61,15 @@ def spell_bytes_per_s(value: float) -> str | float:
 
 
 def _parse(given: object, units: dict[str, Decimal], expected: str) -> float:
-    if isinstance(given, (int, float)) and not isinstance(given, bool):
-        return float(given)
-    match = _NUMBER.fullmatch(given) if isinstance(given, str) else None
-    if match is None or match[2] not in units:
-        raise ValueError(f"expected {expected}, not {given!r}")
-    return float(Decimal(match[1]) * units[match[2]])  # in decimal, so that 5 us is 5e-6 and not its neighbour
+    try:
+        if isinstance(given, (int, float)) and not isinstance(given, bool):
+            return float(given)
+        match = _NUMBER.fullmatch(given) if isinstance(given, str) else None
+        if match is not None and match[2] in units:
+            return float(Decimal(match[1]) * units[match[2]])  # in decimal, so that 5 us is 5e-6 and not its neighbour
+    except ArithmeticError:
+        raise ValueError(f"expected {expected}, not a number of that size") from None
+    raise ValueError(f"expected {expected}, not {given!r}")
 
 
 def _spell(value: float, unit: str, units: dict[str, Decimal]) -> str | float:

@@ -8,6 +8,7 @@ import shutil
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bench import jsonfile, report, sizes
@@ -69,6 +70,9 @@ def parse(argv: Sequence[str], prog: str) -> Options:
         made.error(f"--ranks {given.ranks} is not a whole number of at least 1")
     if not given.timeout > 0:
         made.error("--timeout takes seconds above 0")
+    for path_flag, path in (("-J", given.json), ("--svg", given.svg), ("--report", given.report)):
+        if path is not None and not Path(path).absolute().parent.is_dir():
+            made.error(f"{path_flag} {path}: there is no folder {Path(path).absolute().parent}")
     if given.report is not None and not given.report.endswith(report.FORMATS):
         made.error(f"--report {given.report}: its name must end with one of {', '.join(report.FORMATS)}")
     return Options(

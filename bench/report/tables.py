@@ -38,14 +38,15 @@ class Table(NamedTuple):
 
 
 def glance(lines: Sequence[Line]) -> Table:
-    """Per line: the lowest time, the highest busbw, and how much of the roof that is."""
-    roofs = dict(next((line.busbw for line in lines if line.kind == "roof"), ()))
+    """Per line: the lowest time, the highest busbw, and how much of the roof that is, where there is one for all."""
+    roofs = [dict(line.busbw) for line in lines if line.kind == "roof"]
+    roof = roofs[0] if len(roofs) == 1 else {}
     rows: list[tuple[str, ...]] = []
     for line in lines:
         if line.kind in ("measured", "contender") and line.time_us:
             size, least_us = min(line.time_us, key=lambda point: point[1])
             at, most = max(line.busbw, key=lambda point: point[1], default=(0, 0.0))
-            share = f"{100 * most / roofs[at]:.0f} %" if at in roofs else ""
+            share = f"{100 * most / roof[at]:.0f} %" if at in roof else ""
             rows.append((line.name, f"{value_text(least_us)}", spell(size), value_text(most), spell(at), share))
     return Table(
         "At a glance", ("line", "lowest time (us)", "at", "highest busbw (GB/s)", "at", "of the roof"), tuple(rows)

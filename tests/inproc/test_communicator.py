@@ -305,6 +305,16 @@ def test_a_closed_communicator_says_so(threads: Threads) -> None:
     threads(2, body)
 
 
+@pytest.mark.parametrize("what", ["cluster", "rules"])
+def test_a_file_that_rank_0_cannot_read_is_an_error_on_every_rank(threads: Threads, what: str) -> None:
+    def body(comm: cc.Communicator) -> None:
+        with pytest.raises(ValueError, match="No such file"):
+            comm.use(**{what: "/no/such/file"})
+        comm.barrier()
+
+    threads(2, body)
+
+
 @pytest.mark.parametrize(("size", "hosts"), [(0, None), (2, ((0,),)), (2, ((0, 0), (1,))), (2, ((0, 1), (2,)))])
 def test_impossible_sets_of_ranks_are_refused(size: int, hosts: Any) -> None:
     with pytest.raises(ValueError, match=r"size=0|must hold each rank"):

@@ -201,6 +201,7 @@ def test_the_flags() -> None:
         (["--transport", "smoke"], "invalid choice"),
         (["--timeout", "-1"], "--timeout"),
         (["--report", "a.pdf"], "must end with one of .html"),
+        (["--svg", "/no/such/a.svg"], "--svg /no/such/a.svg: there is no folder /no/such"),
         (["all_reduce"], "unrecognized"),
     ],
 )

@@ -19,7 +19,7 @@ from bench.jsonfile import report
 from bench.report import ReportError, write
 from bench.report.lines import lines
 from bench.report.read import Run, read_document
-from bench.report.tables import FACTORS
+from bench.report.tables import FACTORS, glance
 from bench.roof import Roof, busbw_per_link
 from bench.table import Compared, Measured, Row
 
@@ -169,6 +169,13 @@ def test_lines_are_named_by_what_they_differ_in() -> None:
     again = [run_of(document(), "before.json"), run_of(document(), "after.json")]
     names = [line.name for line in lines(again) if line.kind == "measured"]
     assert names == ["ring, before.json", "two_tree, before.json", "ring, after.json", "two_tree, after.json"]
+
+
+def test_shares_of_the_roof_are_told_only_where_all_lines_have_the_same() -> None:
+    low = document(config={"ranks": 8}, roof=Roof("link", "sent", ((1024, 0.5), (4096, 0.5))))
+    for documents, told in (([document()], True), ([document(), low], False)):
+        table = glance(lines([run_of(each) for each in documents]))
+        assert all(bool(row[-1]) == told for row in table.rows)
 
 
 def test_what_nccl_tests_has_is_enough() -> None:

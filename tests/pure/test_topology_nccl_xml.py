@@ -106,6 +106,17 @@ def test_nvlinks_between_gpus_are_as_many_as_are_counted() -> None:
     assert connection(cluster, 0, 2) == "PHB"
 
 
+def test_nvlinks_to_the_cpu_are_taken_instead_of_pci_and_nics_are_as_near_as_over_pci() -> None:
+    nvlink = '<nvlink target="0000:00:00.0" count="3" tclass="0x068001"/>'
+    text = PCI_HOST.replace('rank="2" gdr="0"/>', f'rank="2">{nvlink}</gpu>')
+    cluster = from_nccl_xml(text)
+    (first, *_) = cluster.path(2, 0)
+    (*_, last) = cluster.path(0, 2)
+    assert cluster.kinds[first] == cluster.kinds[last] == "NV3"
+    assert cluster.links[first].bandwidth_bytes_per_s == pytest.approx(3 * 12e9)
+    assert [device.near for device in cluster.devices if device.near] == [("PHB", "PHB", "PHB")]
+
+
 def test_gpus_without_a_rank_count_only_when_none_has_one() -> None:
     assert from_nccl_xml(PCI_HOST.replace(' rank="1"', "")).size == 2
     without = PCI_HOST
@@ -139,6 +150,7 @@ def test_an_imported_cluster_is_a_file_like_any_other(tmp_path: Path) -> None:
             PCI_HOST.replace('rank="2" gdr="0"/>', 'rank="2"><nvlink target="0000:41:00.0" count="0"/></gpu>'),
             "XML:12: <nvlink>: count=0 must be at least 1",
         ),
+        ("<system>" + "<pci>" * 1000, "XML:1: <pci>: nested too deeply"),
         ('<!DOCTYPE s [<!ENTITY a "b">]>' + PCI_HOST, "XML:1: a topology has no DOCTYPE"),
     ],
 )
