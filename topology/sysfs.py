@@ -89,7 +89,7 @@ def _cpu_set(cpus: str) -> set[int]:
 def _read(path: Path) -> str:
     """A file of a virtual file system, "" where there is none or it does not answer, as `speed` of what is down."""
     try:
-        return path.read_text().strip()
+        return path.read_text(encoding="utf-8", errors="replace").strip()  # names may be anything
     except OSError:
         return ""
 

@@ -65,6 +65,6 @@ def _nics(root: Path) -> dict[str, str]:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text()
+        return path.read_text(encoding="utf-8", errors="replace")
     except OSError:  # not there, or a card that is down and has no speed
         return ""

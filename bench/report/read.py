@@ -94,7 +94,7 @@ def read_file(path: str) -> Any:
         raise ReportError(f"{path}: is empty")
     try:
         return json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ReportError(f"{path}: is not JSON: {error}") from error
 
 

@@ -115,7 +115,14 @@ def test_a_document_that_is_no_result_is_refused_by_name(made: Any, says: str) -
 
 
 @pytest.mark.parametrize(
-    ("content", "says"), [(b"", "is empty"), (b" \n", "is empty"), (b"{", "is not JSON"), (b"\xff\xfe", "is not text")]
+    ("content", "says"),
+    [
+        (b"", "is empty"),
+        (b" \n", "is empty"),
+        (b"{", "is not JSON"),
+        (b"[" * 200_000, "is not JSON"),
+        (b"\xff\xfe", "is not text"),
+    ],
 )
 def test_a_file_that_is_no_json_ends_the_command_with_its_name(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes, says: str

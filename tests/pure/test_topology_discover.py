@@ -136,6 +136,12 @@ def test_a_machine_that_says_nothing_is_one_rank_on_a_host(tmp_path: Path) -> No
     assert facts(tmp_path).nodes == ()
 
 
+def test_a_process_may_have_any_name(tmp_path: Path) -> None:
+    root = small(tmp_path, "node")
+    (root / "proc/self/status").write_bytes(b"Name:\tr\xc3\nCpus_allowed_list:\t1\n")  # cut within a letter
+    assert facts(root).cpus == "1"
+
+
 def test_this_machine_is_read_without_an_error() -> None:
     assert this_machine().size >= 1
 
