@@ -16,7 +16,7 @@ Those that reduce also take:
                   canonical order (collectives/verify.py); "auto" chooses among the algorithms that do, and another
                   one is a ValueError. None: as the communicator was made.
 They raise ValueError or TypeError for wrong arguments before anything is sent, and a CollectiveError when the call
-fails; the communicator is then broken on every rank. `op` is sum, prod, min, max, mean, and, or, xor.
+fails; the communicator is then broken on every rank.
 """
 
 from __future__ import annotations

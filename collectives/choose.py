@@ -2,9 +2,8 @@
 
     1. a rule that a person made (rules.py)
     2. the shortest time: measured by `Communicator.tune`, or else predicted, corrected by what tuning has shown
-    3. predicted: the plan is run in virtual time (simulate.py) on the cluster: as measured by `Communicator.measure`,
-    as
-       given by the user, or as assumed here
+    3. predicted: the plan is run in virtual time (simulate.py) on the cluster: as measured by
+       `Communicator.measure`, as given by the user, or as assumed here
 
 Everything that decides is the same on every rank, so all choose alike: hosts and transports, and clusters, tables and
 rules that come from rank 0.
@@ -18,8 +17,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
-from collectives.levels import Groups
-from collectives.plan import Plan, Recv, RecvReduce, Send, algorithms, plan
+from collectives.levels import Groups, checked
+from collectives.plan import Plan, Recv, RecvReduce, Send, algorithms, find, plan
 from collectives.rules import Rule
 from collectives.simulate import simulate
 from collectives.tuning import Tuning
@@ -153,12 +152,13 @@ class Chooser:
     """Chooses for one communicator. What it goes by can be replaced; every rank must be given the same.
 
     cluster   the machines;  basis says in words where it comes from
+    hosts     what plans are made for: nested groups of ranks, or None where all are alike
     tuning    measured times;  rules  the user's
     """
 
     def __init__(self, groups: Groups, shared_memory: bool) -> None:
         self.cluster = assumed_cluster(groups, shared_memory)
-        self.basis = ASSUMED
+        self.basis, self.hosts = ASSUMED, _hosts(self.cluster)
         self.rules: Sequence[Rule] = ()
         self.tuning = Tuning({})
         self._overhead_s = _near(shared_memory).overhead_s
@@ -166,12 +166,6 @@ class Chooser:
         self._known_canonical = _IN_MEMORY_CANONICAL if shared_memory else _OVER_LOOPBACK_CANONICAL
         self._chosen: dict[tuple[str, int, bool], str] = {}
         self._predicted: dict[tuple[str, str, int], float] = {}
-
-    @property
-    def hosts(self) -> Groups | None:
-        """What plans are made for: nested groups of ranks, or None where all are alike."""
-        groups = self.cluster.groups
-        return None if len(groups) == 1 or isinstance(groups[0], int) else groups
 
     def use(
         self,
@@ -183,7 +177,7 @@ class Chooser:
     ) -> None:
         """Goes by something else from now on."""
         if cluster is not None:
-            self.cluster, self.basis = cluster, basis
+            self.cluster, self.basis, self.hosts = cluster, basis, _hosts(cluster)
             self._predicted.clear()
         if tuning is not None:
             self.tuning = tuning
@@ -267,9 +261,9 @@ class Chooser:
             return ""
         return next(name for limit, name in known[collective] if nbytes <= limit)
 
-    def worth_measuring(self, collective: str, nbytes: int) -> list[str]:
+    def worth_measuring(self, collective: str, nbytes: int, reproducible: bool = False) -> list[str]:
         """The candidates that may be the fastest, as far as predictions tell."""
-        found = [(self.predicted_s(collective, name, nbytes), name) for name in self.names(collective)]
+        found = [(self.predicted_s(collective, name, nbytes), name) for name in self.names(collective, reproducible)]
         shortest = min(found)[0]
         return [name for predicted_s, name in sorted(found) if predicted_s <= _SLOW * shortest]
 
@@ -313,13 +307,18 @@ class Chooser:
         return self._predicted[key]
 
 
+def _hosts(cluster: Cluster) -> Groups | None:
+    groups = checked(cluster.groups, cluster.size)
+    return None if len(groups) == 1 else groups
+
+
 @lru_cache(maxsize=256)
 def _names(
     collective: str, size: int, hosts: Groups | None, shape: tuple[int, ...] | None, reproducible: bool
 ) -> tuple[str, ...]:
     if reproducible and collective in CANONICAL:
         return CANONICAL[collective]
-    ours = [p for p in sensible(collective, size, hosts, shape) if p.builtin]
+    ours = list(sensible(collective, size, hosts, shape))
     short = [p for p in ours if step_count(p) <= _MOST_STEPS]
     few = [p for p in short if _peer_count(p) <= _MANY_PEERS]
     return tuple(p.algorithm for p in few or short or ours)
@@ -328,11 +327,13 @@ def _names(
 def sensible(
     collective: str, size: int, hosts: Groups | None, shape: tuple[int, ...] | None, root: int = 0
 ) -> Iterator[Plan]:
-    """A plan of every algorithm that makes sense on such ranks, however many steps it has.
+    """A plan of every algorithm of the library that makes sense on such ranks, however many steps it has.
 
     Hierarchical ones where there are hosts with several ranks, and on a torus the one of its `shape`.
     """
     for name in algorithms(collective):
+        if not find(collective, name).builtin:  # a user's may be known to some of the ranks only
+            continue
         if name == "hierarchical" and (hosts is None or not any(_several(group) for group in hosts)):
             continue
         if name == "torus":

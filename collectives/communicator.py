@@ -350,10 +350,10 @@ class Communicator(Calls):
 
         "auto" goes by the table from then on, which rank 0 also keeps in the user's cache (cache.py), for later jobs on
         the same hosts. Small sizes come first, and no more is begun after `budget_s` seconds. Returns what was
-        measured, the same on every rank. Raises ValueError for a collective that has no choice, or sizes or a budget
-        below 1.
+        measured, the same on every rank. A communicator made with reproducible=True measures what its calls choose
+        among. Raises ValueError for a collective that has no choice, a size below 1 or a budget that is not above 0.
         """
-        found = tune(self, self._chooser, collectives, sizes, budget_s)
+        found = tune(self, self._chooser, collectives, sizes, budget_s, self._reproducible)
         self._go_by(tuning=self._chooser.tuning.merged(found))
         key = cache.key_of(self)
         if self.rank == 0:
@@ -375,13 +375,13 @@ class Communicator(Calls):
         """Lets "auto" go by a cluster (or a file of one), or by rules (or a file of them). All ranks call it.
 
         What rank 0 gives counts, on every rank; the others may give the same or nothing. ValueError on rank 0, and on
-        all ranks, for a file that is wrong or cannot be read, and a cluster of another size.
+        all ranks, for a file that is wrong or cannot be read, or a cluster of another size.
         """
         told: dict[str, Any] = {}
         if self.rank == 0:
             try:
                 told = self._read(cluster, rules)
-            except (ValueError, OSError) as error:
+            except Exception as error:  # whatever it is: the others wait to hear of it
                 told = {"error": str(error)}
         self._hear(broadcast_json(self, told))
 
@@ -389,12 +389,15 @@ class Communicator(Calls):
         told: dict[str, Any] = {}
         if cluster is not None:
             found = cluster if isinstance(cluster, Cluster) else Cluster.load(cluster)
-            if found.size != self.size:
-                raise ValueError(f"{found.name} has {found.size} ranks, but this communicator has {self.size}")
-            told["cluster"], told["basis"] = found.to_json(), "given"
+            told["cluster"], told["basis"] = self._of_this_size(found).to_json(), "given"
         if rules is not None:
             told["rules"] = [[*rule] for rule in read_rules(rules)]
         return told
+
+    def _of_this_size(self, cluster: Cluster) -> Cluster:
+        if cluster.size != self.size:
+            raise ValueError(f"{cluster.name} has {cluster.size} ranks, but this communicator has {self.size}")
+        return cluster
 
     def recall(self) -> None:
         """Lets "auto" go by what earlier jobs on these hosts have measured and tuned, where it is kept and still holds.
@@ -405,8 +408,8 @@ class Communicator(Calls):
         if self.rank == 0:
             try:
                 if measured := cache.load(key, MEASUREMENT):
-                    told["cluster"] = Measurement.from_json(json.dumps(measured)).cluster().to_json()
-                    told["basis"] = "measured earlier"
+                    found = Measurement.from_json(json.dumps(measured)).cluster()
+                    told["cluster"], told["basis"] = self._of_this_size(found).to_json(), "measured earlier"
                 if tuned := cache.load(key, TUNING):
                     told["tuning"] = Tuning.from_json(json.dumps(tuned)).to_json()
             except ValueError as error:

@@ -57,18 +57,17 @@ def read_rules(given: str | Path | Sequence[Rule | dict[str, Any]] | None) -> tu
 
 def _rule(given: Rule | dict[str, Any], where: str) -> Rule:
     if isinstance(given, Rule):
-        rule = given
-    else:
-        if not isinstance(cast(object, given), dict):
-            raise ValueError(f"{where} must be an object with {', '.join(_KEYS)}, not {given!r:.60}")
-        for key in given:
-            if key not in _KEYS:
-                raise ValueError(f"{where} has an unknown key {key!r}; there are: {', '.join(_KEYS)}")
-        for key in _KEYS[:2]:
-            if not isinstance(given.get(key), str):
-                raise ValueError(f"{where} needs {key!r}, a name")
-        begin, end = _bytes(given.get("from", 0), where), _bytes(given.get("below", math.inf), where)
-        rule = Rule(given["collective"], given["algorithm"], begin, end)
+        given = dict(zip(_KEYS, given, strict=True))
+    if not isinstance(cast(object, given), dict):
+        raise ValueError(f"{where} must be an object with {', '.join(_KEYS)}, not {given!r:.60}")
+    for key in given:
+        if key not in _KEYS:
+            raise ValueError(f"{where} has an unknown key {key!r}; there are: {', '.join(_KEYS)}")
+    for key in _KEYS[:2]:
+        if not isinstance(given.get(key), str):
+            raise ValueError(f"{where} needs {key!r}, a name")
+    begin, end = _bytes(given.get("from", 0), where), _bytes(given.get("below", math.inf), where)
+    rule = Rule(given["collective"], given["algorithm"], begin, end)
     if not rule.from_bytes < rule.below_bytes:
         raise ValueError(f"{where} is about no size: from {rule.from_bytes} to below {rule.below_bytes} bytes")
     try:

@@ -15,10 +15,10 @@ import numpy.typing as npt
 
 from collectives.plan import Copy, Plan, Recv, RecvReduce, Reduce, Send, Step
 
-__all__ = ["Sheet", "sheet"]
+__all__ = ["LOCAL", "Sheet", "sheet"]
 
 KINDS = {Send: 0, Recv: 1, RecvReduce: 2, Copy: 3, Reduce: 4}
-_LOCAL = 3  # kinds from here on
+LOCAL = 3  # kinds from here on
 _FEW_RANKS = 64  # rank by rank is as fast
 _CHECKED = 5  # ranks whose steps are compared, when all were generated at once
 _BLOCK = 256  # steps of all ranks that are turned into columns at a time
@@ -48,7 +48,7 @@ def sheet(plan: Plan) -> Sheet:
 def _fields(step: Step) -> tuple[int, int, int, int, int]:
     """kind, lane, other, chunk, count: the fields of all steps stand in the same order."""
     kind = KINDS[type(step)]
-    return kind, cast("Send", step)[3] if kind < _LOCAL else 0, step[0], step[1], step[2]
+    return kind, cast("Send", step)[3] if kind < LOCAL else 0, step[0], step[1], step[2]
 
 
 def _rows(steps: Iterable[Step]) -> npt.NDArray[np.int32]:

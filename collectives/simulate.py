@@ -24,7 +24,7 @@ import numpy.typing as npt
 
 from collectives._simulator import Simulator
 from collectives.plan import Plan, Step
-from collectives.sheet import sheet
+from collectives.sheet import LOCAL, Sheet, sheet
 from topology import Cluster
 
 __all__ = ["SEGMENT_BYTES", "Moved", "Ports", "Simulation", "simulate"]
@@ -34,6 +34,7 @@ SEGMENT_BYTES = 64 << 10
 
 Ports = Literal["overlapped", "one_port"]
 _KEPT_RANKS = 256  # the tables of smaller plans are kept
+_MOST_SEGMENTS = 1 << 31  # the event loop counts those of a step in 32 bits
 
 
 class Moved(NamedTuple):
@@ -103,13 +104,19 @@ def simulate(
     """
     if plan.size != cluster.size:
         raise ValueError(f"{plan!r} is for {plan.size} ranks, but {cluster.name} has {cluster.size}")
-    if nbytes < 0 or overhead_s < 0 or not segment_bytes > 0:
+    far_overhead_s = overhead_s if network_overhead_s is None else network_overhead_s
+    if not (nbytes >= 0 and overhead_s >= 0 and far_overhead_s >= 0 and segment_bytes > 0):
         raise ValueError(
-            f"nbytes={nbytes} and overhead_s={overhead_s} must not be below 0, segment_bytes={segment_bytes} above 0"
+            f"nbytes={nbytes}, overhead_s={overhead_s} and network_overhead_s={network_overhead_s} must not be below "
+            f"0, segment_bytes={segment_bytes} above 0"
         )
+    if nbytes / segment_bytes > _MOST_SEGMENTS:
+        raise ValueError(f"segment_bytes={segment_bytes} cuts {nbytes} bytes into too many segments")
     if ports not in ("overlapped", "one_port"):
         raise ValueError(f"ports={ports!r} must be 'overlapped' or 'one_port'")
     table = _kept_sheet(plan) if plan.size <= _KEPT_RANKS else sheet(plan)
+    if not plan.builtin:
+        _check(plan, table)
     simulator = Simulator(plan.size, table.offsets, table.kind, table.lane, table.other, table.chunk, table.count)
     routes = cluster.routes(simulator.sources, simulator.targets)
     host = _host_of(cluster)
@@ -119,7 +126,7 @@ def simulate(
         cluster.link_latencies_s,
         1 / cluster.link_bandwidths_bytes_per_s,
         1 / cluster.combine_bytes_per_s,
-        np.where(near, overhead_s, overhead_s if network_overhead_s is None else network_overhead_s),
+        np.where(near, overhead_s, far_overhead_s),
         nbytes / data_chunks(plan),
         min(segment_bytes, 2.0 * nbytes + 1),  # no step moves more; and infinity is no number to count with
         ports == "one_port",
@@ -127,6 +134,19 @@ def simulate(
     )
     moved = (simulator.trace_steps, simulator.trace_times, table.offsets) if trace else None
     return Simulation(plan, cluster, nbytes, segment_bytes, ports, time_s, simulator.link_bytes, moved)
+
+
+def _check(plan: Plan, table: Sheet) -> None:
+    """Raises ValueError for steps with ranks or chunks that cannot be; the event loop takes them for indices."""
+    ranks = np.repeat(np.arange(plan.size), np.diff(table.offsets))
+    talks = table.kind < LOCAL
+    nobody = talks & ((table.other >= plan.size) | (table.other == ranks))
+    wrong = nobody | (table.other < 0) | (table.chunk < 0) | (table.count < 1)
+    if wrong.any():
+        at = int(np.argmax(wrong))
+        rank = int(ranks[at])
+        step = plan.steps(rank)[at - int(table.offsets[rank])]
+        raise ValueError(f"rank {rank} of {plan!r}: {step} is about no other rank, or about no chunk")
 
 
 def _host_of(cluster: Cluster) -> npt.NDArray[np.int64]:

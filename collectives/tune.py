@@ -25,7 +25,12 @@ _SAMPLE_S, _MOST_CALLS = 0.01, 100
 
 
 def tune(
-    comm: Communicator, chooser: Chooser, collectives: Sequence[str], sizes: Sequence[int], budget_s: float
+    comm: Communicator,
+    chooser: Chooser,
+    collectives: Sequence[str],
+    sizes: Sequence[int],
+    budget_s: float,
+    reproducible: bool,
 ) -> Tuning:
     """See `Communicator.tune`."""
     for collective in collectives:
@@ -37,7 +42,8 @@ def tune(
     table: dict[str, dict[str, dict[int, float]]] = {}
     for nbytes in sorted({int(nbytes) for nbytes in sizes}):
         for collective in collectives:
-            whole, calls = _calls(comm, collective, nbytes, chooser.worth_measuring(collective, nbytes))
+            names = chooser.worth_measuring(collective, nbytes, reproducible)
+            whole, calls = _calls(comm, collective, nbytes, names)
             for name, seconds in zip(calls, _times_s(comm, [*calls.values()]), strict=True):
                 table.setdefault(collective, {}).setdefault(name, {})[whole] = seconds
             if _agreed(comm, [time.monotonic() - begin_s])[0] > budget_s:

@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import collectives as cc
+from collectives.choose import CANONICAL
 from tests.references import values
 
 Threads = Callable[..., list[Any]]
@@ -305,16 +306,6 @@ def test_a_closed_communicator_says_so(threads: Threads) -> None:
     threads(2, body)
 
 
-@pytest.mark.parametrize("what", ["cluster", "rules"])
-def test_a_file_that_rank_0_cannot_read_is_an_error_on_every_rank(threads: Threads, what: str) -> None:
-    def body(comm: cc.Communicator) -> None:
-        with pytest.raises(ValueError, match="No such file"):
-            comm.use(**{what: "/no/such/file"})
-        comm.barrier()
-
-    threads(2, body)
-
-
 @pytest.mark.parametrize(("size", "hosts"), [(0, None), (2, ((0,),)), (2, ((0, 0), (1,))), (2, ((0, 1), (2,)))])
 def test_impossible_sets_of_ranks_are_refused(size: int, hosts: Any) -> None:
     with pytest.raises(ValueError, match=r"size=0|must hold each rank"):
@@ -326,3 +317,29 @@ def test_repr_tells_rank_size_and_hosts() -> None:
     assert repr(first) == "<Communicator: rank 0 of 2 on 2 hosts, threads of one process, found by connect_threads>"
     for comm in (first, second):
         comm.close()
+
+
+# ---------------------------------------------------------------- what "auto" goes by
+
+
+@pytest.mark.parametrize(
+    "options", [{"cluster": "missing.json"}, {"cluster": "."}, {"cluster": 5}, {"rules": "missing.json"}, {"rules": 5}]
+)
+def test_what_rank_0_cannot_read_is_an_error_on_all_ranks_and_breaks_nothing(
+    threads: Threads, options: dict[str, Any]
+) -> None:
+    def body(comm: cc.Communicator) -> float:
+        with pytest.raises(ValueError):
+            comm.use(**options)
+        return float(comm.all_reduce(np.ones(1))[0])
+
+    assert threads(3, body, timeout_s=10) == [3.0] * 3
+
+
+def test_a_reproducible_communicator_is_tuned_for_its_own_calls(threads: Threads) -> None:
+    def body(comm: cc.Communicator) -> set[str]:
+        return set(comm.tune(("all_reduce",), sizes=(1 << 16,), budget_s=1).times_s["all_reduce"])
+
+    for measured in threads(3, body, reproducible=True):
+        assert measured
+        assert measured <= set(CANONICAL["all_reduce"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 
 import collectives as cc
 from collectives.choose import CANONICAL, Chooser
-from collectives.plan import COLLECTIVES
+from collectives.plan import COLLECTIVES, Step
 from collectives.rules import Rule
 from collectives.tuning import Tuning
 from topology import presets
@@ -70,6 +71,22 @@ def test_one_rank_can_be_tuned() -> None:
         comm.tune(("all_reduce",), sizes=(1024,), budget_s=1)
         assert comm.all_reduce(np.ones(5))[0] == 1
         assert comm.explain("all_reduce", nbytes=10_000_000).chosen in cc.algorithms("all_reduce")
+
+
+def test_a_plan_of_the_users_own_is_no_candidate() -> None:
+    def steps(rank: int, size: int) -> list[Step]:
+        return []
+
+    def even(size: int) -> int:
+        raise ValueError(f"not for {size} ranks")
+
+    cc.algorithm("all_reduce", "mine", chunks=even)(steps)
+    try:
+        names = Chooser((tuple(range(21)),), shared_memory=True).names("all_reduce")
+        assert "ring" in names
+        assert "mine" not in names
+    finally:
+        cc.unregister("all_reduce", "mine")
 
 
 def test_measured_times_win_over_predictions() -> None:
@@ -134,6 +151,10 @@ def test_nested_groups_are_kept_for_plans() -> None:
     chooser = Chooser(racks, shared_memory=True)
     assert chooser.hosts == racks
     assert chooser.cluster.hosts == ((0, 1), (2, 3), (4, 5), (6, 7))
+    assert "hierarchical" in chooser.names("all_reduce")
+    chooser = Chooser(TWO_HOSTS, shared_memory=True)
+    chooser.use(cluster=presets.tree((TWO_HOSTS,), [presets.Level("rack", 0, math.inf), presets.Level("host", 0, 1e9)]))
+    assert chooser.hosts == TWO_HOSTS
     assert "hierarchical" in chooser.names("all_reduce")
     assert "hierarchical" not in Chooser(ONE_HOST, shared_memory=True).names("all_reduce")
     assert "hierarchical" not in Chooser(tuple((r,) for r in range(4)), shared_memory=True).names("all_reduce")

@@ -25,6 +25,7 @@ def test_rules_are_read_from_a_file_with_sizes_in_words(tmp_path: Path) -> None:
     assert [first.fits("all_reduce", n) for n in (65535, 65536, 1_499_999, 1_500_000)] == [False, True, True, False]
     assert not first.fits("broadcast", 65536)
     assert read_rules([first]) == (first,)
+    assert read_rules([Rule("all_reduce", "ring", "1 KiB")]) == (Rule("all_reduce", "ring", 1024),)  # type: ignore[arg-type]
     assert read_rules(None) == ()
 
 

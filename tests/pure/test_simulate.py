@@ -11,7 +11,7 @@ import pytest
 
 import collectives as cc
 from collectives.algorithms import two_tree
-from collectives.plan import Plan, Send, plan
+from collectives.plan import Plan, Send, Step, plan
 from collectives.sheet import KINDS, sheet
 from collectives.simulate import simulate
 from topology import Cluster, presets
@@ -220,6 +220,9 @@ def test_what_moves_inside_a_rank_has_no_second_rank() -> None:
         ({"nbytes": 1, "segment_bytes": 0}, "segment_bytes=0"),
         ({"nbytes": 1, "ports": "two"}, "'overlapped' or 'one_port'"),
         ({"nbytes": 1, "overhead_s": -1.0}, "overhead_s=-1.0"),
+        ({"nbytes": 1, "network_overhead_s": -1.0}, "network_overhead_s=-1.0"),
+        ({"nbytes": 1, "overhead_s": math.nan}, "overhead_s=nan"),
+        ({"nbytes": MIB, "segment_bytes": 1e-9}, "too many segments"),
     ],
 )
 def test_arguments_that_make_no_sense(arguments: dict[str, object], message: str) -> None:
@@ -227,6 +230,23 @@ def test_arguments_that_make_no_sense(arguments: dict[str, object], message: str
         simulate(plan("broadcast", "ring", 3), switch(3), **arguments)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="is for 3 ranks, but 4 ranks has 4"):
         simulate(plan("broadcast", "ring", 3), switch(4), 1)
+
+
+@pytest.mark.parametrize(
+    "step",
+    [Send(2, 0), Send(-1, 0), Send(0, 0), Send(1, -5), Send(1, 0, 0), cc.Copy(-1, 0), cc.Copy(0, -1)],
+)
+def test_steps_that_cannot_be_are_refused(step: Step) -> None:
+    def broken(rank: int, size: int) -> Iterator[Step]:
+        if rank == 0:
+            yield step
+
+    cc.algorithm("broadcast", "broken")(broken)
+    try:
+        with pytest.raises(ValueError, match=r"rank 0 of .*broken.* is about no other rank, or about no chunk"):
+            simulate(plan("broadcast", "broken", 2), switch(2), 1)
+    finally:
+        cc.unregister("broadcast", "broken")
 
 
 @pytest.mark.parametrize("ranks", [65, 100])
