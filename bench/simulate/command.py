@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -107,7 +108,7 @@ def parse(argv: Sequence[str], prog: str) -> Options:
 
 
 def main(argv: Sequence[str], prog: str) -> int:
-    """`bench simulate ARGV`; the exit status."""
+    """`bench simulate ARGV`; the exit status: 0, 1 when nothing takes any time, which cannot be drawn."""
     options = parse(argv, prog)
     rows = run(options)
     if options.json_path:
@@ -117,7 +118,12 @@ def main(argv: Sequence[str], prog: str) -> int:
     if options.svg_path:
         first, last = options.entries[0].cluster, options.entries[-1].cluster
         where = first.name if first is last else f"{first.name} to {last.name}"
-        jsonfile.write_text(options.svg_path, picture(f"{options.collective} on {where}, simulated", rows))
+        try:
+            drawn = picture(f"{options.collective} on {where}, simulated", rows)
+        except ValueError as error:
+            print(f"treering: --svg: {error}", file=sys.stderr)
+            return 1
+        jsonfile.write_text(options.svg_path, drawn)
         print(f"# SVG written to {options.svg_path}")
     if options.trace_path:
         cluster, contestants, _ = options.entries[0]

@@ -237,6 +237,15 @@ def test_a_picture_has_every_point(tmp_path: Path, flags: tuple[str, ...], panel
     assert len(ids) == len(set(ids))
 
 
+def test_what_takes_no_time_is_not_drawn_and_the_command_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "picture.svg"
+    assert run("--cluster", "ring(1)", "-b", "1K", "-e", "4K", "--svg", str(path)) == 1
+    assert "--svg: there is nothing to draw" in capsys.readouterr().err
+    assert not path.exists()
+
+
 def test_a_trace_has_every_segment_at_both_ends_and_an_arrow_between(tmp_path: Path) -> None:
     path = tmp_path / "trace.json"
     flags = ("--cluster", "hosts(2, 2)", "--algorithm", "two_tree,one_shot", "-b", "1K", "-e", "1M", "-f", "1024")
