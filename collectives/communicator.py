@@ -29,7 +29,7 @@ from collectives.tune import KIND as TUNING
 from collectives.tune import TUNED, TUNED_SIZES, tune
 from collectives.tuning import Tuning
 from collectives.work import Work
-from topology import Cluster
+from topology import Cluster, load
 from topology.cluster import Groups
 from transports.base import Started, Transport
 from transports.errors import CommunicatorBroken
@@ -372,7 +372,7 @@ class Communicator(Calls):
         cluster: Cluster | str | Path | None = None,
         rules: str | Path | Sequence[Rule | dict[str, Any]] | None = None,
     ) -> None:
-        """Lets "auto" go by a cluster (or a file of one), or by rules (or a file of them). All ranks call it.
+        """Lets "auto" go by a cluster (or what `topology.load` reads), or rules (or a file of them). All ranks call it.
 
         What rank 0 gives counts, on every rank; the others may give the same or nothing. ValueError on rank 0, and on
         all ranks, for a file that is wrong or cannot be read, or a cluster of another size.
@@ -383,12 +383,14 @@ class Communicator(Calls):
                 told = self._read(cluster, rules)
             except Exception as error:  # whatever it is: the others wait to hear of it
                 told = {"error": str(error)}
-        self._hear(broadcast_json(self, told))
+        with self._aside() as aside:
+            told = broadcast_json(aside, told)
+        self._hear(told)
 
     def _read(self, cluster: Cluster | str | Path | None, rules: Any) -> dict[str, Any]:
         told: dict[str, Any] = {}
         if cluster is not None:
-            found = cluster if isinstance(cluster, Cluster) else Cluster.load(cluster)
+            found = cluster if isinstance(cluster, Cluster) else load(cluster)
             told["cluster"], told["basis"] = self._of_this_size(found).to_json(), "given"
         if rules is not None:
             told["rules"] = [[*rule] for rule in read_rules(rules)]
@@ -404,18 +406,32 @@ class Communicator(Calls):
 
         All ranks call it; `connect` does when there may be something. What rank 0 finds counts, on every rank.
         """
-        key, told = cache.key_of(self), dict[str, Any]()
-        if self.rank == 0:
-            try:
-                if measured := cache.load(key, MEASUREMENT):
-                    found = Measurement.from_json(json.dumps(measured)).cluster()
-                    told["cluster"], told["basis"] = self._of_this_size(found).to_json(), "measured earlier"
-                if tuned := cache.load(key, TUNING):
-                    told["tuning"] = Tuning.from_json(json.dumps(tuned)).to_json()
-            except ValueError as error:
-                _log.warning("what is kept of these hosts is ignored, it is broken: %s", error)
-                told = {}
-        self._hear(broadcast_json(self, told))
+        with self._aside() as aside:
+            key = cache.key_of(aside)
+            told = broadcast_json(aside, self._remembered(key) if self.rank == 0 else None)
+        self._hear(told)
+
+    def _remembered(self, key: cache.Key) -> dict[str, Any]:
+        told: dict[str, Any] = {}
+        try:
+            if measured := cache.load(key, MEASUREMENT):
+                found = Measurement.from_json(json.dumps(measured)).cluster()
+                told["cluster"], told["basis"] = self._of_this_size(found).to_json(), "measured earlier"
+            if tuned := cache.load(key, TUNING):
+                told["tuning"] = Tuning.from_json(json.dumps(tuned)).to_json()
+        except ValueError as error:
+            _log.warning("what is kept of these hosts is ignored, it is broken: %s", error)
+            return {}
+        return told
+
+    @contextmanager
+    def _aside(self) -> Generator[Communicator]:
+        """A communicator of the same ranks for a moment, so that the user's calls keep their numbers."""
+        aside = self._child(f"{next(self._splits)}.aside", range(self.size))
+        try:
+            yield aside
+        finally:
+            aside.close()
 
     def _hear(self, told: dict[str, Any]) -> None:
         """Goes by what rank 0 told every rank."""

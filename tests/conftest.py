@@ -1,21 +1,25 @@
-"""What all tests have in common: a cache of their own, so that nothing measured on this machine decides in a test."""
+"""What all tests have in common: a cache of their own, so that nothing measured in one decides in another."""
 
 from __future__ import annotations
 
-import os
+import itertools
 import shutil
 import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-_cache = ""
+_numbers = itertools.count()
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    global _cache
-    _cache = tempfile.mkdtemp(prefix="treering-tests-")
-    os.environ["XDG_CACHE_HOME"] = _cache
+@pytest.fixture(scope="session")
+def caches() -> Iterator[Path]:
+    path = Path(tempfile.mkdtemp(prefix="treering-tests-"))
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
 
 
-def pytest_unconfigure(config: pytest.Config) -> None:
-    shutil.rmtree(_cache, ignore_errors=True)
+@pytest.fixture(autouse=True)
+def own_cache(caches: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(caches / str(next(_numbers))))

@@ -90,7 +90,7 @@ class Job:
             with theirs:
                 more = {
                     "rank": rank, "size": size, "args": args, "log": str(self._directory / f"rank-{rank}.log"),
-                    "module": inspect.getfile(body), "body": body.__name__,
+                    "module": inspect.getfile(body), "body": body.__name__, "cache": os.environ["XDG_CACHE_HOME"],
                 }  # fmt: skip
                 self._pids.append(server.start({**order, **more}, theirs))
 

@@ -121,6 +121,7 @@ def _thread_name(task: str) -> str:
 
 def live(order: dict[str, Any], wire: socket.socket) -> None:
     """The life of one rank."""
+    os.environ["XDG_CACHE_HOME"] = order["cache"]
     me = Rank(order, wire)
     first = threading.Thread(target=gc.collect)  # a sanitizer's own thread comes with the first of ours
     first.start()
