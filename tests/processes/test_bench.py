@@ -224,8 +224,10 @@ def long_run(*flags: str) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
                 break
         time.sleep(0.3)
         # Beside the ranks there is a shell that removes the folder they met in, however the bench ends.
-        ranks = [pid for pid in children(process.pid) if b"bench" in
-        Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")] assert len(ranks) == 3 yield process, ranks
+        words = {pid: Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0") for pid in children(process.pid)}
+        ranks = [pid for pid, line in words.items() if b"bench" in line]
+        assert len(ranks) == 3
+        yield process, ranks
     finally:
         process.kill()
         process.communicate()
