@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
@@ -191,7 +192,7 @@ def _count(groups: int | Groups) -> int:
 
 
 def _positive(given: object, where: str) -> float:
-    if isinstance(given, bool) or not isinstance(given, (int, float)) or not 0 < given < math.inf:
+    if isinstance(given, bool) or not isinstance(given, (int, float)) or not 0 < given <= sys.float_info.max:
         raise ValueError(f"{where}={given!r:.60} must be a number above 0")
     return float(given)
 

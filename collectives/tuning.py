@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -46,7 +47,7 @@ class Tuning:
         times = self.times_s.get(collective, {}).get(algorithm, {})
         if not times:
             return None
-        size = min(times, key=lambda measured: abs(math.log(max(measured, 1) / max(nbytes, 1))))
+        size = min(times, key=lambda measured: abs(math.log(measured / max(nbytes, 1))))
         return size, times[size]
 
     def merged(self, other: Tuning) -> Tuning:
@@ -96,6 +97,7 @@ def _list(given: object, where: str) -> list[Any]:
 def _pair(given: object, where: str) -> tuple[int, float]:
     if isinstance(given, list) and len(cast("list[Any]", given)) == 2:
         nbytes, seconds = cast("list[Any]", given)
-        if isinstance(nbytes, int) and nbytes >= 0 and isinstance(seconds, (int, float)) and 0 < seconds < math.inf:
+        times = isinstance(seconds, (int, float)) and 0 < seconds <= sys.float_info.max
+        if isinstance(nbytes, int) and nbytes >= 1 and times:
             return nbytes, float(seconds)
     raise ValueError(f"{where}: {given!r:.60} is not [bytes, seconds]")

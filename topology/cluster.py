@@ -59,7 +59,7 @@ class Cluster:
     size                  the number of ranks
     links                 every directed link; its place here is its number
     groups, levels        nested groups of ranks, and the names of the levels, outermost first: ("rack", "host")
-    hosts                 the innermost groups
+    hosts                 the ranks of each group of the level "host"; of the innermost, where none is called that
     combine_bytes_per_s   how fast a rank combines two operands; inf where that is of no interest
     shape                 of a torus: the ranks along each dimension, the last one counting fastest; otherwise None
     devices               what was found on the machines, for people to read
@@ -82,7 +82,8 @@ class Cluster:
     ) -> None:
         self.name = name
         self.links = tuple(links)
-        self.groups, self.levels, self.hosts = groups, tuple(levels), innermost(groups)
+        self.groups, self.levels = groups, tuple(levels)
+        self.hosts = _hosts(groups, self.levels)
         self.size = sum(map(len, self.hosts))
         self.combine_bytes_per_s = combine_bytes_per_s
         self.shape = shape
@@ -219,6 +220,16 @@ def innermost(groups: Groups) -> tuple[tuple[int, ...], ...]:
     if flat:
         return (flat,)
     return tuple(host for member in groups if isinstance(member, tuple) for host in innermost(member))
+
+
+def _hosts(groups: Groups, levels: tuple[str, ...]) -> tuple[tuple[int, ...], ...]:
+    """The ranks of each host, whose NUMA nodes may be groups of their own."""
+    if "host" not in levels:
+        return innermost(groups)
+    found: Sequence[Groups] = [groups]
+    for _ in levels[: levels.index("host") + 1]:
+        found = [cast("Groups", inner) for group in found for inner in group]
+    return tuple(tuple(rank for inside in innermost(host) for rank in inside) for host in found)
 
 
 def compress(steps: NDArray[np.int32]) -> Routes:

@@ -160,6 +160,17 @@ def test_nested_groups_are_kept_for_plans() -> None:
     assert "hierarchical" not in Chooser(tuple((r,) for r in range(4)), shared_memory=True).names("all_reduce")
 
 
+def test_numa_nodes_are_groups_but_not_hosts() -> None:
+    nodes = presets.tree((TWO_HOSTS,), [presets.Level("host", 0, math.inf), presets.Level("numa", 1e-6, 1e10)])
+    assert nodes.hosts == (tuple(range(8)),)
+    assert nodes.part([6, 1, 4]).hosts == ((1, 2, 0),)
+    chooser = Chooser((tuple(range(8)),), shared_memory=True)
+    chooser.use(cluster=nodes, basis="measured")
+    assert chooser.hosts == TWO_HOSTS
+    assert "ranks of 1 host, " in str(chooser.explain("all_reduce", 16))
+    assert chooser.predicted_s("all_reduce", "recursive_doubling", 16) < 15e-6  # a message between hosts takes 16 us
+
+
 def test_many_ranks_are_chosen_for_in_no_time_and_do_not_talk_to_everybody() -> None:
     chooser = Chooser(tuple((rank,) for rank in range(256)), shared_memory=True)
     begin = time.process_time()

@@ -261,6 +261,7 @@ def test_a_measurement_prints_as_a_table() -> None:
     [
         ((), None, "object"),
         (("combine_bytes_per_s",), 0, "combine_bytes_per_s=0 must be a number above 0"),
+        (("combine_bytes_per_s",), 10**400, "must be a number above 0"),
         (("took_s",), "1", "took_s='1'"),
         (("transport",), 3, "transport=3 must be text"),
         (("levels",), "host", "levels must be a list"),

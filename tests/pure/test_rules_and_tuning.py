@@ -89,6 +89,8 @@ def test_a_table_survives_json_and_grows() -> None:
         ({"all_reduce": {"ring": {}}}, "must be a list"),
         ({"all_reduce": {"ring": [[8]]}}, "is not"),
         ({"all_reduce": {"ring": [[8, -1.0]]}}, r"\[8, -1.0\] is not"),
+        ({"all_reduce": {"ring": [[0, 1.0]]}}, r"\[0, 1.0\] is not"),
+        ({"all_reduce": {"ring": [[8, 10**400]]}}, "is not"),
     ],
 )
 def test_a_table_that_is_wrong_is_named(given: Any, message: str) -> None:
