@@ -351,7 +351,8 @@ class Communicator(Calls):
         "auto" goes by the table from then on, which rank 0 also keeps in the user's cache (cache.py), for later jobs on
         the same hosts. Small sizes come first, and no more is begun after `budget_s` seconds. Returns what was
         measured, the same on every rank. A communicator made with reproducible=True measures what its calls choose
-        among. Raises ValueError for a collective that has no choice, a size below 1 or a budget that is not above 0.
+        among. Raises ValueError for a collective that is not among the default ones, a size below 1 or a budget that is
+        not above 0.
         """
         found = tune(self, self._chooser, collectives, sizes, budget_s, self._reproducible)
         self._go_by(tuning=self._chooser.tuning.merged(found))

@@ -79,8 +79,9 @@ def connect(
     ring_bytes       memory of one direction of a shared-memory lane, a power of two, at least 4096
     reproducible     calls that reduce give the same bits whatever the size of the array, algorithm, transport,
                      placement and lanes, unless they say reproducible=False (collectives/calls.py)
-    cluster, rules   what "auto" goes by, as for `Communicator.use`; those of rank 0 count on every rank. Without
-                     them, and beside rules, it goes by what earlier jobs on the same hosts have measured and tuned
+    cluster, rules   what "auto" goes by, as for `Communicator.use`; those of rank 0 count on every rank. Beside
+                     them it goes by what earlier jobs on the same hosts have tuned, and without a cluster by what they
+                     have measured
     timeout_s        how long nothing may move in a call before DeadlineExceeded
     join_timeout_s   how long to wait for the other ranks here
 
