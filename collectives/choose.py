@@ -125,8 +125,8 @@ _FAVOUR = 0.5  # how much of its predicted time such an algorithm is taken to ne
 
 _SHARED_MEMORY = Assumed(0.5e-6, 8e9, 16e9, 0.2e-6)
 _LOOPBACK = Assumed(12e-6, 3e9, 5e9, 3e-6)
-_NETWORK_LATENCY_S = 40e-6
-_NETWORK_OVERHEAD_S = 8e-6
+_NETWORK_LATENCY_S = 20e-6
+_NETWORK_OVERHEAD_S = 5e-6
 _NETWORK_BYTES_PER_S = 1.25e9  # 10 Gbit/s
 
 
@@ -238,7 +238,8 @@ class Chooser:
             Candidate(n, s, measured[n], measured[n] or self._corrected_s(collective, n, nbytes, s, off, favoured))
             for n, s in found
         ]
-        return sorted(candidates, key=lambda c: c.time_s), favoured
+        # What another processor may count a trifle otherwise is a tie, and goes by the order of the names.
+        return sorted(candidates, key=lambda c: float(f"{c.time_s:.6g}")), favoured
 
     def _corrected_s(
         self, collective: str, name: str, nbytes: int, predicted_s: float, off: float, favoured: str
@@ -302,7 +303,7 @@ class Chooser:
                 nbytes,
                 segment_bytes=max(_LEAST_SEGMENT_BYTES, nbytes / segments),
                 overhead_s=self._overhead_s,
-                network_overhead_s=_NETWORK_OVERHEAD_S,
+                network_overhead_s=self.cluster.overhead_s or _NETWORK_OVERHEAD_S,
             ).time_s
         return self._predicted[key]
 

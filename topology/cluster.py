@@ -61,6 +61,7 @@ class Cluster:
     groups, levels        nested groups of ranks, and the names of the levels, outermost first: ("rack", "host")
     hosts                 the ranks of each group of the level "host"; of the innermost, where none is called that
     combine_bytes_per_s   how fast a rank combines two operands; inf where that is of no interest
+    overhead_s            the time a rank spends on a message to or from another host; 0 where nothing is said of it
     shape                 of a torus: the ranks along each dimension, the last one counting fastest; otherwise None
     devices               what was found on the machines, for people to read
     kinds                 what each link is made of, such as "NV18" or "PCI"; empty where that has no meaning
@@ -86,6 +87,7 @@ class Cluster:
         self.hosts = _hosts(groups, self.levels)
         self.size = sum(map(len, self.hosts))
         self.combine_bytes_per_s = combine_bytes_per_s
+        self.overhead_s = 0.0
         self.shape = shape
         self.devices: tuple[Device, ...] = ()
         self.kinds = tuple(kinds)
@@ -170,7 +172,7 @@ class Cluster:
             inner = [place.get(m) if isinstance(m, int) else kept(m) or None for m in group]
             return tuple(m for m in inner if m is not None)
 
-        return Cluster(
+        made = Cluster(
             name=f"{len(place)} of {self.name}",
             links=self.links,
             groups=kept(self.groups),
@@ -179,6 +181,8 @@ class Cluster:
             spec={**self.spec, "part": list(members)},
             combine_bytes_per_s=self.combine_bytes_per_s,
         )
+        made.overhead_s = self.overhead_s
+        return made
 
     def to_json(self) -> str:
         """The cluster as a file that a person can read and `from_json` makes an equal one of."""

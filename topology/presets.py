@@ -141,17 +141,19 @@ def tree(
     latency_s: float = 0.5e-6,
     bandwidth_bytes_per_s: float = 10e9,
     combine_bytes_per_s: float = math.inf,
+    overhead_s: float = 0.0,
 ) -> Cluster:
     """Nested groups of ranks in any order and of any sizes, with a Level for each level, outermost first.
 
     `latency_s` and `bandwidth_bytes_per_s` are those of a rank's port, each way. `tree(((0, 1), (2, 3, 4)), [host])` is
-    two hosts; a flat tuple of ranks with no level is ranks on one switch.
+    two hosts; a flat tuple of ranks with no level is ranks on one switch. `overhead_s` is the time that a rank spends
+    on a message to or from another host.
 
     Raises ValueError unless each rank from 0 on stands once, as deep as there are levels.
     """
     hosts = "ranks" if not levels else f"ranks in {' of '.join(level.name + 's' for level in levels)}"
     made = _tree("tree", groups, levels, latency_s, bandwidth_bytes_per_s, combine_bytes_per_s)
-    made.name = f"{made.size} {hosts}"
+    made.name, made.overhead_s = f"{made.size} {hosts}", overhead_s
     return made
 
 

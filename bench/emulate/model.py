@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from topology import Groups
 
 from .layout import Layout
@@ -9,7 +11,8 @@ from .layout import Layout
 PAYLOAD = 8948 / 9014  # of the bytes of a full frame: what is left of it without the headers of Ethernet, IP and TCP
 # Ranks of a host are processes of this machine; what links them is not the bottleneck, so rough figures do.
 HOST_LATENCY_S, HOST_BYTES_PER_S, HOST_MEMORY_BYTES_PER_S = 1e-6, 8e9, 16e9
-LINK_LATENCY_S = 25e-6  # of one veth pair and its switch, with the system calls at the end
+LINK_LATENCY_S = 5e-6  # of one veth pair and its switch
+MESSAGE_S = 8e-6  # of a processor, at either end; the ranks of all hosts share those of this machine
 
 
 def spelled(layout: Layout) -> str:
@@ -31,5 +34,6 @@ def spelled(layout: Layout) -> str:
         for number, host in enumerate(hosts):
             racks[layout.rack_of(number)].append(host)
         levels, groups = [rack_level, host_level], tuple(map(tuple, racks))
+    crowding = max(1.0, layout.size / (os.cpu_count() or 1))
     port = f"latency_s={HOST_LATENCY_S / 2}, bandwidth_bytes_per_s={HOST_BYTES_PER_S}"
-    return f"tree({groups}, {levels}, {port})"
+    return f"tree({groups}, {levels}, {port}, overhead_s={MESSAGE_S * crowding})"
