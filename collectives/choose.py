@@ -120,6 +120,9 @@ _OVER_LOOPBACK_CANONICAL: _Table = {
     "all_reduce": ((32 * _KIB, "recursive_doubling"), (math.inf, "halving_doubling")),
     "reduce_scatter": ((math.inf, "halving_canonical"),),
 }
+# In virtual time the segments of consecutive rounds of halving meet on links, and keep one another waiting; measured on
+# shaped links, these algorithms take a tenth less than that.
+_CORRECTION = {"hierarchical": 0.9, "halving_doubling": 0.9, "halving": 0.9}
 _MEASURED_RANKS = 16  # with as many, a link to everybody costs more memory and time than it saves
 _FAVOUR = 0.5  # how much of its predicted time such an algorithm is taken to need
 
@@ -252,6 +255,8 @@ class Chooser:
             off = seconds / predicted_there_s if predicted_there_s else 1.0
         elif name == favoured:
             off *= _FAVOUR
+        else:
+            off *= _CORRECTION.get(name, 1.0)
         return predicted_s * off
 
     def _favoured(self, collective: str, nbytes: int, reproducible: bool) -> str:

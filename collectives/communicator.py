@@ -81,7 +81,7 @@ class Communicator(Calls):
         self._splits = itertools.count()
         self._children: weakref.WeakSet[Communicator] = weakref.WeakSet()
         self._parent: Communicator | None = None  # lives as long: its listener takes the connections of both
-        self._closed = False
+        self._closed = self._tracing = False
         self._table = transport.quick_calls()
         if self._table is not None:
             self._quick = self._table.call
@@ -261,14 +261,18 @@ class Communicator(Calls):
 
         `with comm.trace() as calls:` gives a list that is filled at the end of the block, with a TracedCall for each
         call that ended well. A call that is still running then, in the background, is waited for. Each communicator
-        is traced by itself, and every rank for itself: nothing is communicated.
+        is traced by itself, and every rank for itself: nothing is communicated. Raises ValueError within such a block.
         """
         self._check_open()
+        if self._tracing:
+            raise ValueError("this communicator is being traced already: a trace has no trace inside")
         calls: list[TracedCall] = []
+        self._tracing = True
         self._transport.start_trace()
         try:
             yield calls
         finally:
+            self._tracing = False
             calls += self._transport.stop_trace()
 
     # ---------------------------------------------------------------- groups

@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 P = ParamSpec("P")
+MOST_RANKS = 1 << 22
 PRESETS: dict[str, Callable[..., Cluster]] = {}
 """Every preset by its name."""
 
@@ -43,6 +44,9 @@ def preset(make: Callable[P, Cluster]) -> Callable[P, Cluster]:
         bound = signature.bind(*args, **kwargs)
         for name, value in bound.arguments.items():
             _check(make.__name__, name, value, str(signature.parameters[name].annotation))
+        counts = [value for value in bound.arguments.values() if isinstance(value, int)]
+        if math.prod(counts) > MOST_RANKS:
+            raise ValueError(f"{make.__name__}: {counts} is more than the {MOST_RANKS} ranks that a cluster may have")
         cluster = make(*args, **kwargs)
         given = {n: plain(v) for n, v in bound.arguments.items() if v != signature.parameters[n].default}
         cluster.spec = given if make.__name__ == "tree" else {"preset": make.__name__, "arguments": given}

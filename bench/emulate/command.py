@@ -16,6 +16,7 @@ from .rates import parse_rate
 
 # Links are slow on purpose: fewer and smaller calls than on one machine, unless the flags say otherwise.
 DEFAULTS = ("-b", "64K", "-e", "16M", "-f", "4", "-n", "5")
+SIZES = ("-b", "--minbytes", "-e", "--maxbytes", "-i", "--stepbytes", "-f", "--stepfactor")
 
 
 def parser(prog: str) -> argparse.ArgumentParser:
@@ -25,7 +26,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
         description="Measure collectives on an emulated cluster: hosts are network namespaces, joined by links of the "
         "given rate in each direction. All is removed at the end. Needs Linux, root and iproute2. "
         f"COLLECTIVE is of {', '.join(COLLECTIVES)} (all_reduce). Other flags are the bench's own; "
-        f"without -b and -e they are {' '.join(DEFAULTS)}.",
+        f"without any about sizes they are {' '.join(DEFAULTS)}.",
         allow_abbrev=False,
     )
     flag = made.add_argument
@@ -48,7 +49,8 @@ def main(argv: Sequence[str], prog: str) -> int:
         layout.check()
     except ValueError as error:
         made.error(str(error))
-    flags = [*DEFAULTS, *flags]  # what is given comes later, and counts
+    sized = any(flag.startswith(SIZES) for flag in flags)
+    flags = [*DEFAULTS[-2:], *flags] if sized else [*DEFAULTS, *flags]  # what is given comes later, and counts
     for collective in collectives:
         chosen = options.parse([collective, *flags], prog)
         if chosen.ranks is not None:

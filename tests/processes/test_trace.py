@@ -107,7 +107,7 @@ def trace_calls(me: Rank) -> None:
     assert [step.kind for step in calls[2].steps] == [
         Kind.NAMES.index(type(step).__name__) for step in broadcast.steps(me.rank)
     ]
-    with comm.trace() as none:
+    with comm.trace() as none, pytest.raises(ValueError, match="traced already"), comm.trace():
         pass
     assert none == []
     me.say("done")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -308,3 +309,9 @@ def test_a_part_has_the_same_links_and_its_own_ranks() -> None:
         assert part.path(source, target) == whole.path(members[source], members[target])
     assert part != whole
     assert part.name == "4 of hosts(3, 4)"
+
+
+@pytest.mark.parametrize("make", [lambda: hosts(10**9, 8), lambda: ring(10**9), lambda: torus(10**4, 10**4)])
+def test_more_ranks_than_memory_holds_are_refused_at_once(make: Callable[[], Cluster]) -> None:
+    with pytest.raises(ValueError, match="more than the 4194304 ranks"):
+        make()
