@@ -14,7 +14,6 @@ from .table import OP_NAMES, TYPE_NAMES
 
 TRANSPORTS = ("auto", "shm", "tcp", "inproc")
 THEIR_TYPES = {theirs: ours for ours, theirs in TYPE_NAMES.items()}
-TUNED = ("all_reduce", "reduce_scatter", "all_gather", "broadcast", "reduce")
 THEIR_OPS = {theirs: ours for ours, theirs in OP_NAMES.items()}
 
 
@@ -170,8 +169,11 @@ def parse(argv: Sequence[str], prog: str) -> Options:
             load(given.cluster)
         except (OSError, ValueError) as error:
             made.error(f"--cluster {given.cluster}: {error}")
-    if given.tune and collective not in TUNED:
-        made.error(f"--tune is about {', '.join(TUNED)}")
+    if given.tune:
+        from collectives.tune import TUNED  # not needed, and numpy not loaded, without it
+
+        if collective not in TUNED:
+            made.error(f"--tune is about {', '.join(TUNED)}")
     if given.timeout <= 0:
         made.error("--timeout takes seconds above 0")
     if collective == "barrier":

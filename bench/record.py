@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import socket
 import time
 from collections import defaultdict, deque
@@ -10,11 +9,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from collectives.exchange import gather_json
 from transports.program import Kind
 from transports.tracing import TracedCall, TracedStep
 
 from . import trace
-from .texts import exchange
 from .trace import Flow, Span
 
 if TYPE_CHECKING:
@@ -39,7 +38,7 @@ class Recorder:
         with self.comm.trace() as calls:
             call()
         told = {"clock": clock_id(), "together_s": together_s, "call": calls[0]}
-        cards = [json.loads(text) for text in exchange(self.comm, json.dumps(told))]
+        cards = gather_json(self.comm, told)
         if self.comm.rank == 0:
             self._add(name, [_read(card["call"]) for card in cards], clock_shifts_s(cards))
 

@@ -6,7 +6,6 @@ Every rank runs `Session.run`; only rank 0 prints, and starts the contenders.
 from __future__ import annotations
 
 import functools
-import json
 import os
 import platform
 import shutil
@@ -16,6 +15,7 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from collectives.exchange import broadcast_json, gather_json
 from topology import load
 
 from . import compare, jsonfile, report, roof, table
@@ -29,7 +29,6 @@ from .measure import measure_row
 from .options import Options
 from .record import Recorder
 from .table import Compared, Row
-from .texts import exchange
 
 if TYPE_CHECKING:
     from collectives import Communicator
@@ -50,7 +49,7 @@ class Session:
     def run(self) -> bool:
         """Whether all data was right, the same on every rank. Raises what collectives or contenders raise."""
         start_time = time.strftime(TIME_FORMAT)
-        devices = [json.loads(card) for card in exchange(self.comm, self._card())]
+        devices = gather_json(self.comm, self._card())
         self._say(self._preamble(devices))
         self._learn()
         rows = self._table()
@@ -151,7 +150,7 @@ class Session:
 
     def _compare(self) -> list[Compared]:
         conductor = Conductor() if self.speaks else None
-        path = exchange(self.comm, conductor.path if conductor else "")[0]
+        path = broadcast_json(self.comm, conductor.path if conductor else "")
         cases: dict[tuple[int, str, bool], Case] = {}
 
         def measure(command: Command) -> Timing:
@@ -218,8 +217,8 @@ class Session:
 
     # What is told about the run.
 
-    def _card(self) -> str:
-        return json.dumps({"rank": self.comm.rank, "pid": os.getpid(), "hostname": socket.gethostname()[:64]})
+    def _card(self) -> dict[str, Any]:
+        return {"rank": self.comm.rank, "pid": os.getpid(), "hostname": socket.gethostname()[:64]}
 
     def _preamble(self, devices: Sequence[dict[str, Any]]) -> str:
         options = self.options

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["Nic", "Node", "hostname", "nics", "nodes", "numa_of_cpus", "numa_of_pci", "process_cpus"]
+__all__ = ["Nic", "Node", "hostname", "nics", "nodes", "numa_of_cpus", "numa_of_pci", "process_cpus", "read"]
 
 _ETHERNET, _INFINIBAND = 1, 32  # of /sys/class/net/*/type, from linux/if_arp.h
 
@@ -30,20 +30,20 @@ class Nic:
 
 
 def hostname(root: Path) -> str:
-    return _read(root / "proc/sys/kernel/hostname") or "localhost"
+    return read(root / "proc/sys/kernel/hostname") or "localhost"
 
 
 def nodes(root: Path) -> list[Node]:
     """The NUMA nodes, by number; none where the kernel does not say."""
     found: list[Node] = []
     for path in (root / "sys/devices/system/node").glob("node[0-9]*"):
-        found.append(Node(int(path.name[4:]), _read(path / "cpulist")))
+        found.append(Node(int(path.name[4:]), read(path / "cpulist")))
     return sorted(found, key=lambda node: node.number)
 
 
 def process_cpus(root: Path) -> str:
     """The CPUs that this process may run on."""
-    for line in _read(root / "proc/self/status").splitlines():
+    for line in read(root / "proc/self/status").splitlines():
         name, _, value = line.partition(":")
         if name == "Cpus_allowed_list":
             return value.strip()
@@ -58,7 +58,7 @@ def numa_of_cpus(cpus: str, nodes: Iterable[Node]) -> int:
 
 def numa_of_pci(bus: str, root: Path) -> int:
     """The NUMA node of a PCI device such as 0000:18:00.0; -1 where Linux does not say."""
-    return _number(_read(root / "sys/bus/pci/devices" / bus / "numa_node"), -1)
+    return _number(read(root / "sys/bus/pci/devices" / bus / "numa_node"), -1)
 
 
 def nics(root: Path) -> list[Nic]:
@@ -69,12 +69,12 @@ def nics(root: Path) -> list[Nic]:
     """
     found: list[Nic] = []
     for path in sorted((root / "sys/class/net").glob("*")):
-        if _number(_read(path / "type"), 0) not in (_ETHERNET, _INFINIBAND) or _read(path / "operstate") != "up":
+        if _number(read(path / "type"), 0) not in (_ETHERNET, _INFINIBAND) or read(path / "operstate") != "up":
             continue
-        mbit_per_s = _number(_read(path / "speed"), -1) if (path / "device").exists() else -1
+        mbit_per_s = _number(read(path / "speed"), -1) if (path / "device").exists() else -1
         bits_per_s = mbit_per_s * 1e6 if mbit_per_s > 0 else None
-        numa = _number(_read(path / "device/numa_node"), -1)
-        found.append(Nic(path.name, bits_per_s, _number(_read(path / "mtu"), 0), numa))
+        numa = _number(read(path / "device/numa_node"), -1)
+        found.append(Nic(path.name, bits_per_s, _number(read(path / "mtu"), 0), numa))
     return found
 
 
@@ -86,7 +86,7 @@ def _cpu_set(cpus: str) -> set[int]:
     return found
 
 
-def _read(path: Path) -> str:
+def read(path: Path) -> str:
     """A file of a virtual file system, "" where there is none or it does not answer, as `speed` of what is down."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").strip()  # names may be anything

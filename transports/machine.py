@@ -8,6 +8,8 @@ import socket
 from pathlib import Path
 from typing import Any
 
+from topology.sysfs import nodes, numa_of_cpus, read
+
 __all__ = ["machine_facts"]
 
 
@@ -32,7 +34,7 @@ def machine_facts(root: Path = Path("/")) -> dict[str, Any]:
 
 
 def _cpu_model(root: Path) -> str:
-    for line in _read(root / "proc/cpuinfo").splitlines():
+    for line in read(root / "proc/cpuinfo").splitlines():
         name, _, value = line.partition(":")
         if name.strip() in ("model name", "Model", "cpu model"):
             return value.strip()
@@ -40,31 +42,13 @@ def _cpu_model(root: Path) -> str:
 
 
 def _numa_node(root: Path, cores: set[int]) -> int | None:
-    for node in sorted((root / "sys/devices/system/node").glob("node[0-9]*")):
-        if cores <= _cpu_list(_read(node / "cpulist")):
-            return int(node.name[4:])
-    return None
-
-
-def _cpu_list(text: str) -> set[int]:
-    """The numbers in the kernel's way of writing them: 0-3,8,10-11."""
-    cores: set[int] = set()
-    for part in filter(None, text.strip().split(",")):
-        first, _, last = part.partition("-")
-        cores.update(range(int(first), int(last or first) + 1))
-    return cores
+    node = numa_of_cpus(",".join(map(str, cores)), nodes(root))
+    return None if node < 0 else node
 
 
 def _nics(root: Path) -> dict[str, str]:
     found: dict[str, str] = {}
     for nic in sorted((root / "sys/class/net").glob("*")):
         if (nic / "device").exists() or (nic / "bonding").exists():
-            found[nic.name] = f"{_read(nic / 'speed').strip() or '?'} Mbit/s, MTU {_read(nic / 'mtu').strip() or '?'}"
+            found[nic.name] = f"{read(nic / 'speed') or '?'} Mbit/s, MTU {read(nic / 'mtu') or '?'}"
     return found
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:  # not there, or a card that is down and has no speed
-        return ""
