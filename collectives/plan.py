@@ -313,6 +313,11 @@ class Plan:
         """True when the algorithm is the library's own."""
         return self._algorithm.builtin
 
+    @property
+    def data_chunks(self) -> int:
+        """The chunks that the collective's array is cut into: half of an all-to-all's blocks are what comes back."""
+        return self.blocks * self.chunks // (2 if self.collective == "all_to_all" else 1)
+
     def input_chunks(self, rank: int) -> range:
         """The chunks that hold the caller's data at the start."""
         return self._pieces(COLLECTIVES[self.collective].inputs(rank, self.size, self.root))

@@ -97,10 +97,10 @@ def simulate(
     """Runs a plan on an array of `nbytes` (the collective's whole array, as algbw counts it) in virtual time.
 
     `overhead_s` is the time that a rank spends on each message it sends, and on each it receives (the o of LogP);
-    `network_overhead_s` is that of messages between hosts, where it differs.
-    65,536 ranks of two trees take seconds, as do 4,096 of a ring; the segments kept for `trace` are many. The plan is
-    not proved here: one that is wrong raises ValueError at best. ValueError also when the sizes of plan and cluster
-    differ, or a number makes no sense.
+    `network_overhead_s` is that of messages between hosts, where it differs. 65,536 ranks of two trees take seconds,
+    4,096 of a ring half a minute; the segments kept for `trace` are many. The plan is not proved here: one that is
+    wrong raises ValueError at best. ValueError also when the sizes of plan and cluster differ, or a number makes no
+    sense.
     """
     if plan.size != cluster.size:
         raise ValueError(f"{plan!r} is for {plan.size} ranks, but {cluster.name} has {cluster.size}")
@@ -127,7 +127,7 @@ def simulate(
         1 / cluster.link_bandwidths_bytes_per_s,
         1 / cluster.combine_bytes_per_s,
         np.where(near, overhead_s, far_overhead_s),
-        nbytes / data_chunks(plan),
+        nbytes / plan.data_chunks,
         min(segment_bytes, 2.0 * nbytes + 1),  # no step moves more; and infinity is no number to count with
         ports == "one_port",
         trace,
@@ -155,11 +155,6 @@ def _host_of(cluster: Cluster) -> npt.NDArray[np.int64]:
     for number, host in enumerate(cluster.hosts):
         found[list(host)] = number
     return found
-
-
-def data_chunks(plan: Plan) -> int:
-    """The chunks that the collective's array is cut into: half of an all-to-all's blocks are what comes back."""
-    return plan.blocks * plan.chunks // (2 if plan.collective == "all_to_all" else 1)
 
 
 _kept_sheet = lru_cache(maxsize=128)(sheet)

@@ -58,8 +58,7 @@ class Proof:
     def _share(self, chunks: int) -> Fraction:
         if self.plan.collective == "barrier":
             return Fraction(0)
-        whole = self.plan.blocks * self.plan.chunks
-        return Fraction(chunks, whole // 2 if self.plan.collective == "all_to_all" else whole)
+        return Fraction(chunks, self.plan.data_chunks)
 
 
 def verify(plan: Plan) -> Proof:

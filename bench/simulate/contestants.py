@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from collectives.choose import Chooser, sensible, step_count
 from collectives.plan import Plan, Send, plan
-from collectives.simulate import Ports, data_chunks
+from collectives.simulate import Ports
 from topology import Cluster
 
 MOST_STEPS = 140_000_000  # 4,096 ranks of a ring: half a minute and 9 GiB
@@ -102,7 +102,7 @@ def _too_long(a_plan: Plan, nbytes: int, segment_bytes: float, most_steps: int, 
 
 def about_segments(a_plan: Plan, nbytes: int, segment_bytes: float) -> int:
     """About how many segments are sent, from what some of the ranks send."""
-    chunk_bytes = nbytes / data_chunks(a_plan)
+    chunk_bytes = nbytes / a_plan.data_chunks
     ranks = sorted({round(i * (a_plan.size - 1) / (_SAMPLE - 1)) for i in range(_SAMPLE)})
     sent = sum(
         max(1, math.ceil(step.count * chunk_bytes / segment_bytes))

@@ -9,7 +9,7 @@ import numpy as np
 from collectives.choose import step_count
 from collectives.plan import Plan, Step
 from collectives.sheet import KINDS, sheet
-from collectives.simulate import Ports, data_chunks, simulate
+from collectives.simulate import Ports, simulate
 from collectives.steps import Copy, Reduce, Send
 from topology import Cluster
 
@@ -41,7 +41,7 @@ def segment_count(a_plan: Plan, nbytes: int, segment_bytes: float) -> int:
     """How many segments a simulation moves, those of local steps included."""
     table = sheet(a_plan)
     moving = (table.kind == KINDS[Send]) | (table.kind == KINDS[Copy]) | (table.kind == KINDS[Reduce])
-    each = np.ceil(table.count[moving] * (nbytes / data_chunks(a_plan)) / segment_bytes - 1e-9)
+    each = np.ceil(table.count[moving] * (nbytes / a_plan.data_chunks) / segment_bytes - 1e-9)
     return int(np.maximum(each, 1).sum())
 
 
