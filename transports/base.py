@@ -8,18 +8,32 @@ disagree; give each thread a communicator of its own.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from transports.program import Program
 from transports.tracing import TracedCall
 
-__all__ = ["Buffer", "Compiled", "QuickCalls", "Started", "Transport"]
+__all__ = ["CPU", "Buffer", "Compiled", "Device", "QuickCalls", "Started", "Transport"]
+
+
+class Device(NamedTuple):
+    """Where arrays are: the kind as torch names it, and the number among the devices of that kind."""
+
+    kind: str  # "cpu" or "cuda"
+    index: int = 0
+
+    def __str__(self) -> str:
+        return self.kind if self.kind == "cpu" else f"{self.kind}:{self.index}"
+
+
+CPU = Device("cpu")
 
 Compiled = Any
 """What a transport made of a program; good for that transport only."""
 
 Buffer = Any
-"""An address (int), or a C-contiguous array with the buffer protocol. The caller keeps it alive until the call ends."""
+"""An address (int) on the device that the program was compiled for, or a C-contiguous array with the buffer protocol.
+The caller keeps it alive until the call ends."""
 
 
 class QuickCalls(Protocol):
@@ -70,9 +84,17 @@ class Transport(Protocol):
     hosts: tuple[tuple[int, ...], ...]
     shared_memory: bool
     """Whether ranks on one host are to be linked by shared memory; the same on every rank."""
+    devices: frozenset[str]
+    """The kinds of devices whose arrays it takes; the same on every rank."""
+    grouped: bool
+    """Whether programs must say in which group each transfer is (Program.groups): the layer below has no order but
+    that of a stream, as NCCL."""
+    natives: frozenset[str]
+    """The collectives that the layer below has itself, and which `Program.native` may ask for."""
 
-    def compile(self, program: Program, timeout_s: float) -> Compiled:
-        """Makes a program ready to run, and connects the lanes it needs. Every rank compiles before it runs.
+    def compile(self, program: Program, timeout_s: float, device: Device = CPU) -> Compiled:
+        """Makes a program ready to run on arrays of one device, and connects the lanes it needs. Every rank compiles
+        before it runs.
 
         Raises a CollectiveError when a peer cannot be reached; the transport is broken then.
         """

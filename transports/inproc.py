@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from transports import arithmetic
-from transports.base import Buffer
+from transports.base import CPU, Buffer, Device
 from transports.errors import CommunicatorBroken
 from transports.failures import FailureKind, Names, Reason, exception
 from transports.program import Call, Kind, Program
@@ -81,6 +81,9 @@ class InprocTransport:
     """One rank. See transports/base.py for the contract; `run` may be interrupted by Ctrl-C on the main thread."""
 
     shared_memory = True
+    devices = frozenset({"cpu"})
+    grouped = False
+    natives: frozenset[str] = frozenset()
 
     def __init__(self, hub: _Hub, rank: int) -> None:
         self.rank, self.size, self.hosts = rank, hub.size, hub.hosts
@@ -94,7 +97,7 @@ class InprocTransport:
         self._trace: list[TracedCall] | None = None  # while somebody traces
         self.bytes_sent = 0
 
-    def compile(self, program: Program, timeout_s: float) -> Program:
+    def compile(self, program: Program, timeout_s: float, device: Device = CPU) -> Program:
         return program
 
     def run(self, compiled: Program, timeout_s: float, *buffers: Buffer) -> None:

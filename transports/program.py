@@ -30,6 +30,7 @@ __all__ = [
     "Action",
     "Call",
     "Kind",
+    "Native",
     "Place",
     "Program",
     "build",
@@ -116,9 +117,33 @@ class Call(NamedTuple):
     extra: int = 0  # CRC-32 of what else must agree
 
 
+class Native(NamedTuple):
+    """A call that is handed to the layer below as a whole: MPI_Allreduce, ncclAllReduce and their like.
+
+    `blocks` are the elements of each block of the collective, as in a plan: one for an array that all ranks have
+    whole, one a rank where it is split, and for an all-to-all those that this rank gives, then those that it gets.
+    `input` or `output` is None where this rank gives or gets nothing; both may be the same bytes, or overlap where
+    the collective works in place.
+    """
+
+    collective: str
+    dtype: int
+    item_bytes: int
+    op: int  # of OPS; a mean is a sum, and a division at the end by Program.divisor
+    mean: bool
+    root: int
+    blocks: tuple[int, ...]
+    input: Place | None
+    output: Place | None
+
+
 @dataclass(frozen=True)
 class Program:
-    """The steps of one rank. `buffers` arrays are given to a run, the last of them scratch memory of the call."""
+    """The steps of one rank. `buffers` arrays are given to a run, the last of them scratch memory of the call.
+
+    native    in place of steps: what the layer below is to do
+    groups    for each step the group of its first segment, where the transport asked for them (base.py)
+    """
 
     call: Call
     steps: npt.NDArray[np.int64]
@@ -126,6 +151,8 @@ class Program:
     buffers: int
     scratch_bytes: int
     divisor: int = 1
+    native: tuple[Native, ...] = ()
+    groups: npt.NDArray[np.int64] | None = None
 
     def channels(self) -> set[tuple[int, int]]:
         """The (peer, lane) pairs it needs."""

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from transports.base import Buffer
+from transports.base import CPU, Buffer, Device
 from transports.endpoint import Endpoint
 from transports.engine import _engine
 from transports.engine.links import Links
@@ -44,6 +44,10 @@ class EngineTransport:
     transport    "auto": shared memory within a host, TCP between hosts; "shm", "tcp": that one only
     ring_bytes   size of one direction of a shared-memory lane, a power of two
     """
+
+    devices = frozenset({"cpu"})
+    grouped = False
+    natives: frozenset[str] = frozenset()
 
     def __init__(
         self,
@@ -76,7 +80,7 @@ class EngineTransport:
 
     # ---------------------------------------------------------------- running
 
-    def compile(self, program: Program, timeout_s: float) -> _Compiled:
+    def compile(self, program: Program, timeout_s: float, device: Device = CPU) -> _Compiled:
         native = _engine.make_program(
             program.steps, program.dependencies, list(program.call), program.buffers, program.divisor
         )
