@@ -20,10 +20,10 @@ class Device(NamedTuple):
     """Where arrays are: the kind as torch names it, and the number among the devices of that kind."""
 
     kind: str  # "cpu" or "cuda"
-    index: int = 0
+    number: int = 0
 
     def __str__(self) -> str:
-        return self.kind if self.kind == "cpu" else f"{self.kind}:{self.index}"
+        return self.kind if self.kind == "cpu" else f"{self.kind}:{self.number}"
 
 
 CPU = Device("cpu")
