@@ -7,11 +7,10 @@ fingerprint of their call. What the engine asks of the peers over control connec
 from __future__ import annotations
 
 import ctypes
-import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,8 +18,8 @@ import numpy.typing as npt
 
 from transports import arithmetic
 from transports.base import CPU, Buffer, Device
-from transports.errors import CommunicatorBroken
-from transports.failures import FailureKind, Names, Reason, exception
+from transports.failures import FailureKind, Names, Reason
+from transports.portable import NO_CALL, Failed, PortableTransport, record
 from transports.program import Call, Kind, Program
 from transports.tracing import TracedCall, TracedStep
 
@@ -29,8 +28,6 @@ __all__ = ["InprocTransport", "connect_threads"]
 _Bytes = npt.NDArray[np.uint8]
 _SEGMENT_BYTES = 64 << 10
 _SEGMENTS_IN_FLIGHT = 4
-_MESSAGE_LANE = 31
-_NO_CALL = Call(0, 0, 0, -1, 0, 0)
 
 
 class _Segment(NamedTuple):
@@ -58,7 +55,7 @@ class _Hub:
         """Records the first cause, and wakes all."""
         with self.changed:
             if self.failure is None:
-                nothing = _record(0, _NO_CALL)
+                nothing = record(0, NO_CALL)
                 self.failure = {
                     "kind": kind, "culprit": culprit, "detector": detector, "mine": mine,
                     "reason": 0, "theirs": nothing, "step": 0, "waited_s": 0.0, **more,
@@ -77,77 +74,19 @@ def connect_threads(size: int, names: Names, hosts: tuple[tuple[int, ...], ...] 
     return [InprocTransport(hub, rank) for rank in range(size)]
 
 
-class InprocTransport:
+class InprocTransport(PortableTransport):
     """One rank. See transports/base.py for the contract; `run` may be interrupted by Ctrl-C on the main thread."""
 
-    shared_memory = True
-    devices = frozenset({"cpu"})
-    grouped = False
-    natives: frozenset[str] = frozenset()
-
     def __init__(self, hub: _Hub, rank: int) -> None:
-        self.rank, self.size, self.hosts = rank, hub.size, hub.hosts
+        super().__init__(rank, hub.size, hub.hosts, hub.names)
         self._hub = hub
-        self._turn = threading.Lock()
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._pending = 0
-        self._worker: threading.Thread | None = None
-        self._messages: dict[tuple[bool, int], int] = {}
-        self._reported = self._closed = False
-        self._trace: list[TracedCall] | None = None  # while somebody traces
-        self.bytes_sent = 0
+
+    @property
+    def failure(self) -> dict[str, Any] | None:
+        return self._hub.failure
 
     def compile(self, program: Program, timeout_s: float, device: Device = CPU) -> Program:
         return program
-
-    def run(self, compiled: Program, timeout_s: float, *buffers: Buffer) -> None:
-        if self._pending:
-            self.start(compiled, timeout_s, *buffers).wait(float("inf"))
-        else:
-            self._run(compiled, timeout_s, buffers)
-
-    def start(self, compiled: Program, timeout_s: float, *buffers: Buffer) -> _Job:
-        job = _Job(self, compiled, timeout_s, buffers)
-        if self._worker is None:
-            self._worker = threading.Thread(target=self._work, daemon=True)
-            self._worker.start()
-        self._pending += 1
-        self._jobs.put(job)
-        return job
-
-    def prepare(
-        self, compiled: Program, timeout_s: float, result: Any, keep: Any, *buffers: Buffer
-    ) -> Callable[[], Any]:
-        def call() -> Any:
-            self.run(compiled, timeout_s, *buffers)
-            return (result, keep)[0]
-
-        return call
-
-    def quick_calls(self) -> None:
-        return None
-
-    def start_trace(self) -> None:
-        with self._turn:
-            self._trace = []
-
-    def stop_trace(self) -> list[TracedCall]:
-        with self._turn:
-            taken, self._trace = self._trace or [], None
-            return taken
-
-    def message(
-        self, sends: bool, peer: int, dtype: int, count: int, nbytes: int, timeout_s: float, data: Buffer
-    ) -> None:
-        kind = Kind.SEND if sends else Kind.RECV
-        row = (kind, peer, _MESSAGE_LANE, dtype, 0, 1, 0, 0, 0, 0, 0, 0, nbytes, 0, 0)
-        none = np.empty((0, 4), np.int64)
-        program = Program(Call(0, dtype, 0, -1, count, 0), np.array([row], np.int64), none, 1, 0)
-        number = self._messages[sends, peer] = self._messages.get((sends, peer), 0) + 1
-        self._run(program, timeout_s, (data,), number)
-
-    def empty(self, nbytes: int) -> memoryview:
-        return memoryview(bytearray(nbytes))
 
     def split(self, name: str, members: Sequence[int], rank: int) -> InprocTransport:
         with self._hub.changed:
@@ -162,79 +101,34 @@ class InprocTransport:
         return "threads of one process"
 
     def forked(self) -> None:
-        self._hub.fail(FailureKind.FORKED, self.rank, self.rank, _record(0, _NO_CALL))
+        self._hub.fail(FailureKind.FORKED, self.rank, self.rank, record(0, NO_CALL))
 
     def close(self) -> None:
         if self._closed:
             return
         self._closed = True
-        self._jobs.put(None)
         with self._hub.changed:
             self._hub.departed.add(self.rank)
         self._hub.touch()
-        if self._worker is not None:
-            self._worker.join()
+        self._end_worker()
 
-    # ---------------------------------------------------------------- running
+    @property
+    def closed(self) -> bool:
+        """Whether `close` was called: a run in another thread ends then."""
+        return self._closed
 
-    def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            try:
-                self._run(job.program, job.timeout_s, job.buffers)
-            except BaseException as error:
-                job.error = error
-            self._pending -= 1
-            job.ended.set()
+    def _fail(self, kind: int, culprit: int, mine: dict[str, Any]) -> None:
+        self._hub.fail(kind, culprit, self.rank, mine)
 
-    def _run(self, program: Program, timeout_s: float, buffers: Sequence[Buffer], message: int = 0) -> None:
-        with self._turn:
-            try:
-                run = _Run(self, self._hub, program, timeout_s, buffers, message)
-                run.execute()
-                if self._trace is not None:
-                    self._trace.append(run.traced())
-            except BaseException as error:
-                if not isinstance(error, _Failed):
-                    mine = _record(len(self._hub.calls[self.rank]), program.call)
-                    self._hub.fail(FailureKind.INTERRUPTED, self.rank, self.rank, mine)
-                    self._reported = True
-                    raise
-                self._raise(program, error.step)
+    def _execute(
+        self, compiled: Program, timeout_s: float, buffers: Sequence[Buffer], message: int
+    ) -> TracedCall | None:
+        run = _Run(self, self._hub, compiled, timeout_s, buffers, message)
+        run.execute()
+        return run.traced() if self._trace is not None else None
 
-    def _raise(self, program: Program, step: int) -> None:
-        failure = self._hub.failure
-        if self._closed or failure is None:
-            raise CommunicatorBroken("the communicator was closed before this call") from None
-        doing = self._hub.names.call(_record(len(self._hub.calls[self.rank]), program.call))
-        cause = exception(
-            failure, self._hub.names, self.rank, doing=doing, step=program.describe(step), who=" (a thread)"
-        )
-        if self._reported:
-            raise CommunicatorBroken(f"the communicator is broken since an earlier call: {cause}") from cause
-        self._reported = True
-        raise cause from None
-
-
-class _Job:
-    def __init__(self, owner: InprocTransport, program: Program, timeout_s: float, buffers: Sequence[Buffer]) -> None:
-        self.owner, self.program, self.timeout_s, self.buffers = owner, program, timeout_s, buffers
-        self.ended = threading.Event()
-        self.error: BaseException | None = None
-
-    def wait(self, wait_s: float) -> bool:
-        if not self.ended.wait(None if wait_s == float("inf") else wait_s):
-            return False
-        if self.error is not None:
-            raise self.error
-        return True
-
-    def has_ended(self) -> bool:
-        return self.ended.is_set()
-
-
-class _Failed(Exception):
-    def __init__(self, step: int) -> None:
-        self.step = step
+    def _who(self, rank: int) -> str:
+        return " (a thread)"
 
 
 class _Run:
@@ -279,8 +173,8 @@ class _Run:
         since = time.monotonic()
         while self.queues:
             version = self.hub.version
-            if self.hub.failure is not None or self.owner._closed:  # pyright: ignore[reportPrivateUsage]
-                raise _Failed(self._head())
+            if self.hub.failure is not None or self.owner.closed:
+                raise Failed(self._head())
             progress = False
             for lane, steps in list(self.queues.items()):
                 while steps and self._advance_timed(steps[0]):
@@ -304,11 +198,11 @@ class _Run:
             self.seq = len(mine)
             for other, calls in enumerate(self.hub.calls):
                 if len(calls) >= self.seq and calls[self.seq - 1] != self.program.call:
-                    theirs = _record(self.seq, calls[self.seq - 1])
+                    theirs = record(self.seq, calls[self.seq - 1])
                     self.hub.fail(FailureKind.MISMATCH, other, self.rank, self._call(), theirs=theirs)
 
     def _call(self) -> dict[str, Any]:
-        return _record(self.seq, self.program.call, bool(self.message))
+        return record(self.seq, self.program.call, bool(self.message))
 
     def _head(self) -> int:
         return min((steps[0] for steps in self.queues.values() if steps), default=0)
@@ -379,7 +273,7 @@ class _Run:
             segment = line[0]
             expected = (self.seq, self.program.call, row[12])
             if (segment.seq, segment.call, segment.message_bytes) != expected:
-                theirs = _record(segment.seq, segment.call, bool(self.message))
+                theirs = record(segment.seq, segment.call, bool(self.message))
                 self.hub.fail(FailureKind.MISMATCH, row[1], self.rank, self._call(), theirs=theirs)
                 return False
             if len(segment.data) > ready:
@@ -422,9 +316,5 @@ class _Run:
         reason = Reason.NOT_CALLED if last < self.seq or self.message else Reason.UNKNOWN
         self.hub.fail(
             FailureKind.DEADLINE, culprit, self.rank, self._call(),
-            reason=reason, theirs=_record(last, _NO_CALL), waited_s=self.timeout_s,
+            reason=reason, theirs=record(last, NO_CALL), waited_s=self.timeout_s,
         )  # fmt: skip
-
-
-def _record(seq: int, call: Call, message: bool = False) -> dict[str, Any]:
-    return {**call._asdict(), "seq": seq, "point_to_point": int(message)}
