@@ -12,7 +12,7 @@ rules that come from rank 0.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
@@ -23,8 +23,22 @@ from collectives.rules import Rule
 from collectives.simulate import simulate
 from collectives.tuning import Tuning
 from topology import Cluster, Level, presets
+from transports.program import Native
 
-__all__ = ["CANONICAL", "Candidate", "Chooser", "Explanation", "assumed_cluster", "sensible", "step_count"]
+__all__ = [
+    "CANONICAL",
+    "NATIVE",
+    "Candidate",
+    "Chooser",
+    "Explanation",
+    "assumed_cluster",
+    "sensible",
+    "step_count",
+]
+
+NATIVE = "native"
+"""The algorithm that hands a call to the transport's own collective (MPI_Allreduce, ncclAllReduce): no plan."""
+_NATIVE_FACTOR = 1.05  # nothing is known of how it works: until measured, it is a little behind the best plan
 
 CANONICAL = {
     "all_reduce": ("one_shot", "recursive_doubling", "binomial", "halving_doubling"),
@@ -157,9 +171,18 @@ class Chooser:
     cluster   the machines;  basis says in words where it comes from
     hosts     what plans are made for: nested groups of ranks, or None where all are alike
     tuning    measured times;  rules  the user's
+    natives   the collectives that the transport has itself;  refuses  why it cannot do one such call, or nothing
     """
 
-    def __init__(self, groups: Groups, shared_memory: bool) -> None:
+    def __init__(
+        self,
+        groups: Groups,
+        shared_memory: bool,
+        *,
+        natives: frozenset[str] = frozenset(),
+        refuses: Callable[[Native], str] = lambda native: "",
+    ) -> None:
+        self.natives, self.refuses = natives, refuses
         self.cluster = assumed_cluster(groups, shared_memory)
         self.basis, self.hosts = ASSUMED, _hosts(self.cluster)
         self.rules: Sequence[Rule] = ()
@@ -167,7 +190,7 @@ class Chooser:
         self._overhead_s = _near(shared_memory).overhead_s
         self._known = _IN_MEMORY if shared_memory else _OVER_LOOPBACK
         self._known_canonical = _IN_MEMORY_CANONICAL if shared_memory else _OVER_LOOPBACK_CANONICAL
-        self._chosen: dict[tuple[str, int, bool], str] = {}
+        self._chosen: dict[tuple[str, int, bool, bool], str] = {}
         self._predicted: dict[tuple[str, str, int], float] = {}
 
     def use(
@@ -194,19 +217,22 @@ class Chooser:
         if other.basis != ASSUMED:
             self.use(cluster=other.cluster.part(members), basis=other.basis)
 
-    def choose(self, collective: str, nbytes: int, reproducible: bool = False) -> str:
-        """The name of the algorithm for an array of `nbytes` in all: that for the nearest power of two, or a rule's."""
-        names = self.names(collective, reproducible)
+    def choose(self, collective: str, nbytes: int, reproducible: bool = False, *, native: bool = True) -> str:
+        """The name of the algorithm for an array of `nbytes` in all: that for the nearest power of two, or a rule's.
+        Without `native` it is one with a plan."""
+        names = [name for name in self.names(collective, reproducible) if native or name != NATIVE]
         pinned = self._pinned(collective, nbytes, reproducible)
+        if pinned == NATIVE and not native:
+            pinned = ""
         if pinned:
             return pinned
         if len(names) == 1:
             return names[0]
         near = 1 << round(math.log2(max(nbytes, 1)))
-        key = (collective, near, reproducible)
+        key = (collective, near, reproducible, native)
         if key not in self._chosen:
             candidates, favoured = self._candidates(collective, near, reproducible)
-            self._chosen[key] = self._decide(candidates, favoured)[0]
+            self._chosen[key] = self._decide([c for c in candidates if c.algorithm in names], favoured)[0]
         return self._chosen[key]
 
     def explain(self, collective: str, nbytes: int, reproducible: bool = False) -> Explanation:
@@ -288,10 +314,14 @@ class Chooser:
 
     def names(self, collective: str, reproducible: bool = False) -> tuple[str, ...]:
         """The algorithms that make sense on this cluster."""
-        return _names(collective, self.cluster.size, self.hosts, self.cluster.shape, reproducible)
+        plans = _names(collective, self.cluster.size, self.hosts, self.cluster.shape, reproducible)
+        return (*plans, NATIVE) if collective in self.natives and not reproducible else plans
 
     def predicted_s(self, collective: str, algorithm: str, nbytes: int) -> float:
         """The time in virtual time: simulated at the powers of two around `nbytes`, and on the line between them."""
+        if algorithm == NATIVE:
+            plans = [name for name in self.names(collective) if name != NATIVE]
+            return _NATIVE_FACTOR * min(self.predicted_s(collective, name, nbytes) for name in plans)
         low = 1 << max(nbytes, 1).bit_length() - 1
         share = (max(nbytes, 1) - low) / low
         at_low = self._simulated_s(collective, algorithm, low)

@@ -73,7 +73,9 @@ class Communicator(Calls):
         self.rank, self.size, self.hosts = transport.rank, transport.size, transport.hosts
         self._timeout_s, self._reproducible, self.groups = timeout_s, reproducible, groups
         self._transport, self._names, self._lanes, self._found = transport, names, lanes, found
-        self._chooser = Chooser(groups or transport.hosts, transport.shared_memory)
+        self._chooser = Chooser(
+            groups or transport.hosts, transport.shared_memory, natives=transport.natives, refuses=transport.refuses
+        )
         self._on_close, self._on_fork = on_close, on_fork
         self._programs: dict[Any, tuple[Any, int]] = {}
         self._scratch: np.ndarray[Any, Any] = np.empty(0, np.uint8)

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
 from collectives import cache
 from collectives.communicator import Communicator
+from collectives.exchange import broadcast_json
 from collectives.levels import Groups, checked, every_host
 from collectives.plan import COLLECTIVES, algorithms
 from collectives.rules import Rule
 from topology import Cluster
 from transports import inproc, launchers
+from transports.base import Transport
 from transports.engine.transport import EngineTransport
 from transports.failures import Names
 
 __all__ = ["connect", "connect_threads"]
 
-_TRANSPORTS = ("auto", "shm", "tcp")
+_ENGINE = ("auto", "shm", "tcp")
+_OURS = {"mpi": "transports.mpi"}  # imported when they are asked for: what they need is imported with them
+_ENTRY_POINTS = "treering.transports"
 _open: weakref.WeakSet[Communicator] = weakref.WeakSet()
 
 
@@ -73,7 +79,9 @@ def connect(
                      this rank listens on this host only. TREERING_SECRET and TREERING_SECRET_FILE give it too.
     address          the address or network interface to listen on (TREERING_ADDRESS), or several, in a sequence or
                      with commas: "eth1,eth2"; lanes are spread over them
-    transport        "auto": shared memory within a host, TCP between hosts; "shm", "tcp": that one only
+    transport        "auto": shared memory within a host, TCP between hosts; "shm", "tcp": that one only. "mpi": MPI
+                     through mpi4py. Any other name is that of a transport which a package has registered as an entry
+                     point (transports/README.md). secret, address, lanes and ring_bytes are for the first three
     lanes            TCP connections and rings per peer over which a large message is spread; at least one for each
                      address
     ring_bytes       memory of one direction of a shared-memory lane, a power of two, at least 4096
@@ -88,34 +96,37 @@ def connect(
     Raises ValueError for arguments or variables that make no sense, RendezvousError naming the ranks that are missing,
     double or disagree, TransportError when this machine refuses a resource. After an error nothing is left.
     """
-    if transport not in _TRANSPORTS:
-        raise ValueError(f"unknown transport {transport!r}; there are: {', '.join(_TRANSPORTS)}")
     if not 1 <= lanes <= 8:
         raise ValueError(f"lanes={lanes} must be 1 to 8")
     if ring_bytes < 4096 or ring_bytes & (ring_bytes - 1):
         raise ValueError(f"ring_bytes={ring_bytes} must be a power of two, at least 4096")
     if not timeout_s > 0 or not join_timeout_s > 0:
         raise ValueError(f"timeout_s={timeout_s} and join_timeout_s={join_timeout_s} must be more than 0 seconds")
-    launch = launchers.detect(store=store, rank=rank, size=size)
+    make = None if transport in _ENGINE else _factory(transport)
+    launch, names = launchers.detect(store=store, rank=rank, size=size), _names()
     knows = launch.rank == 0 and (cluster is not None or rules is not None or cache.anything())
-    endpoint = launchers.join(
-        launch, secret=secret, transport=transport, address=address, timeout_s=join_timeout_s, knows=knows
-    )
-    names = _names()
-    try:
-        engine = EngineTransport(
-            endpoint, range(launch.size), launch.rank, names,
-            transport=transport, ring_bytes=ring_bytes,
+    common: dict[str, Any] = {"timeout_s": timeout_s, "reproducible": reproducible, "found": launch.found}
+    if make is not None:
+        communicator = Communicator(make(launch, names=names, timeout_s=join_timeout_s), names, **common)
+        knows = broadcast_json(communicator, knows) if launch.size > 1 else knows
+    else:
+        endpoint = launchers.join(
+            launch, secret=secret, transport=transport, address=address, timeout_s=join_timeout_s, knows=knows
+        )
+        try:
+            engine = EngineTransport(
+                endpoint, range(launch.size), launch.rank, names, transport=transport, ring_bytes=ring_bytes
+            )
+        except BaseException:
+            endpoint.close()
+            raise
+        communicator = Communicator(
+            engine, names, lanes=max(lanes, endpoint.rails), on_close=endpoint.close,
+            on_fork=endpoint.drop_after_fork, **common,
         )  # fmt: skip
-    except BaseException:
-        endpoint.close()
-        raise
-    communicator = Communicator(
-        engine, names, timeout_s=timeout_s, lanes=max(lanes, endpoint.rails), reproducible=reproducible,
-        found=launch.found, on_close=endpoint.close, on_fork=endpoint.drop_after_fork,
-    )  # fmt: skip
+        knows = endpoint.cards[0]["knows"]
     _open.add(communicator)
-    if endpoint.cards[0]["knows"]:
+    if knows:
         try:
             communicator.recall()
             communicator.use(cluster=cluster, rules=rules)
@@ -123,6 +134,17 @@ def connect(
             communicator.close()
             raise
     return communicator
+
+
+def _factory(transport: str) -> Callable[..., Transport]:
+    """What makes a transport of that name: `factory(launch, names=..., timeout_s=...)`; ours, or an entry point."""
+    if transport in _OURS:
+        return importlib.import_module(_OURS[transport]).connect
+    found = [entry for entry in entry_points(group=_ENTRY_POINTS) if entry.name == transport]
+    if not found:
+        known = [*_ENGINE, *_OURS, *sorted({entry.name for entry in entry_points(group=_ENTRY_POINTS)})]
+        raise ValueError(f"unknown transport {transport!r}; there are: {', '.join(known)}")
+    return found[0].load()
 
 
 def _names() -> Names:

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 from collectives.buffers import ArrayView, check_op, empty, view
 from collectives.calls import COLLECTIVE_NUMBERS, REPRODUCIBLE, Request
-from collectives.choose import Chooser
+from collectives.choose import NATIVE, Chooser
 from collectives.lower import ArrayLayout, lower
 from collectives.plan import COLLECTIVES, Plan, algorithms, plan
 from collectives.verify import verify
 from transports.failures import Names
-from transports.program import DTYPES, OPS, Action, Call, Kind, Place, Program, build
+from transports.program import DTYPES, OPS, Action, Call, Kind, Native, Place, Program, build
 
 __all__ = ["Operands", "check_apart", "make_program", "operands", "overlap"]
 
@@ -173,7 +174,10 @@ def make_program(
     name = request.collective
     total_bytes = sum(_whole(name, a.blocks, size) * a.model.item_bytes for a in arrays)
     root = request.root if COLLECTIVES[name].rooted else 0
-    the_plan = _plan(request, total_bytes, size, root, chooser)
+    algorithm = _algorithm(request, arrays, total_bytes, root, chooser)
+    if algorithm == NATIVE:
+        return _native_program(request, arrays, rank, size, root, names)
+    the_plan = _plan(request, algorithm, size, root, chooser)
     actions: list[Action] = []
     scratch_buffer, scratch_bytes = 2 * len(arrays), 0
     for i, array in enumerate(arrays):
@@ -193,12 +197,43 @@ def make_program(
     )  # fmt: skip
 
 
-def _plan(request: Request, total_bytes: int, size: int, root: int, chooser: Chooser) -> Plan:
-    """The plan of a call. A user's own is proved before it runs, and a named one that must be canonical as well."""
+def _algorithm(request: Request, arrays: list[Operands], total_bytes: int, root: int, chooser: Chooser) -> str:
+    """The name of the algorithm of a call. Raises ValueError for a native one that there is not."""
     name, algorithm = request.collective, request.algorithm.removeprefix(REPRODUCIBLE)
-    reproducible, chosen = algorithm != request.algorithm, algorithm == "auto"
-    if chosen:
+    reproducible, wanted = algorithm != request.algorithm, algorithm == NATIVE
+    if algorithm == "auto":
         algorithm = chooser.choose(name, total_bytes, reproducible)
+    if algorithm != NATIVE:
+        return algorithm
+    refusals = [chooser.refuses(_native(request, array, i, root)) for i, array in enumerate(arrays)]
+    trouble = next(filter(None, refusals), "its order is its own" if reproducible else "")
+    if trouble and wanted:
+        raise ValueError(f"algorithm='native' is not to be had for this {name}: {trouble}")
+    return chooser.choose(name, total_bytes, reproducible, native=False) if trouble else NATIVE
+
+
+def _native_program(request: Request, arrays: list[Operands], rank: int, size: int, root: int, names: Names) -> Program:
+    """The program that hands a call to the layer below the transport."""
+    name = request.collective
+    call = _fingerprint(request, arrays, size, root, names.algorithm(NATIVE))
+    natives = tuple(_native(request, array, i, root) for i, array in enumerate(arrays))
+    divisor = _contributors(name, rank, size, root) if request.op == "mean" else 1
+    return replace(build((), call, buffers=2 * len(arrays) + 1, divisor=divisor), native=natives)
+
+
+def _native(request: Request, array: Operands, index: int, root: int) -> Native:
+    layout = _layout(request, array, index, Place(0, 0))
+    takes = layout.input if array.input is not None else None
+    gives = layout.output if array.result is not None or array.make is not None else None
+    return Native(
+        request.collective, layout.dtype, layout.item_bytes, layout.op, layout.mean, root, layout.blocks, takes, gives
+    )
+
+
+def _plan(request: Request, algorithm: str, size: int, root: int, chooser: Chooser) -> Plan:
+    """The plan of a call. A user's own is proved before it runs, and a named one that must be canonical as well."""
+    name, wanted = request.collective, request.algorithm.removeprefix(REPRODUCIBLE)
+    reproducible, chosen = wanted != request.algorithm, wanted == "auto"
 
     def planned(algorithm: str) -> Plan:
         return plan(name, algorithm, size, root, chooser.hosts)

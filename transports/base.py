@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from transports.program import Program
+from transports.program import Native, Program
 from transports.tracing import TracedCall
 
 __all__ = ["CPU", "Buffer", "Compiled", "Device", "QuickCalls", "Started", "Transport"]
@@ -91,6 +91,10 @@ class Transport(Protocol):
     that of a stream, as NCCL."""
     natives: frozenset[str]
     """The collectives that the layer below has itself, and which `Program.native` may ask for."""
+
+    def refuses(self, native: Native) -> str:
+        """Why the layer below cannot do this; empty when it can. The same on every rank."""
+        ...
 
     def compile(self, program: Program, timeout_s: float, device: Device = CPU) -> Compiled:
         """Makes a program ready to run on arrays of one device, and connects the lanes it needs. Every rank compiles

@@ -14,7 +14,7 @@ import numpy as np
 from transports.base import CPU, Buffer, Device
 from transports.errors import CollectiveError, CommunicatorBroken
 from transports.failures import FailureKind, Names, exception
-from transports.program import Call, Kind, Program
+from transports.program import Call, Kind, Native, Program
 from transports.tracing import TracedCall
 
 __all__ = ["MESSAGE_LANE", "NO_CALL", "Failed", "PortableTransport", "record"]
@@ -72,6 +72,9 @@ class PortableTransport:
 
     def compile(self, program: Program, timeout_s: float, device: Device = CPU) -> Any:
         raise NotImplementedError
+
+    def refuses(self, native: Native) -> str:
+        return "" if native.collective in self.natives else f"there is no {native.collective} below this transport"
 
     def _execute(self, compiled: Any, timeout_s: float, buffers: Sequence[Buffer], message: int) -> TracedCall | None:
         """Runs what `compile` made. `message` is 0, or its number among the messages to, or from, that peer. While

@@ -27,7 +27,7 @@ from transports.errors import (
 )
 from transports.failures import FailureKind, Names, Reason, exception
 from transports.handshake import Closed
-from transports.program import Program
+from transports.program import Native, Program
 from transports.tracing import TracedCall, TracedStep
 
 __all__ = ["EngineTransport"]
@@ -79,6 +79,9 @@ class EngineTransport:
         self._closed = False
 
     # ---------------------------------------------------------------- running
+
+    def refuses(self, native: Native) -> str:
+        return "the engine has no collectives but plans"
 
     def compile(self, program: Program, timeout_s: float, device: Device = CPU) -> _Compiled:
         native = _engine.make_program(
