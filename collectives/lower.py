@@ -179,9 +179,7 @@ def lower(
                 lane = first_lane + step.lane * stripes + stripe
                 a_part, out_part = Place(a.buffer, a.offset_bytes + low), Place(out.buffer, out.offset_bytes + low)
                 ends = (a_part, a_part, out_part)
-                actions.append(
-                    Action(kind, high - low, step.peer, lane, dtype, op, first, *ends, group, segment_bytes)
-                )
+                actions.append(Action(kind, high - low, step.peer, lane, dtype, op, first, *ends, group, segment_bytes))
     for c in chunks.outputs:
         local(Kind.DIVIDE if layout.mean else Kind.COPY, c, 1, chunks.output(c), chunks.at[c])
     return actions, chunks.scratch_bytes

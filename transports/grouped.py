@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -75,7 +76,8 @@ class Groups:
         for step, row in enumerate(self._rows):
             if row[0] <= Kind.RECV_REDUCE:
                 assert program.groups is not None, "a transfer without a group"
-                when.append(self._transfer(step, *program.groups[step].tolist(), when))
+                group, segment_bytes = map(int, program.groups[step])
+                when.append(self._transfer(step, group, segment_bytes, when))
             else:
                 when.append(self._local(step, when))
         transfers: defaultdict[int, list[Piece]] = defaultdict(list)
@@ -95,9 +97,7 @@ class Groups:
                     local[group].append(piece)
         for group in transfers.values():  # lanes and the order on each are what both ends know of
             group.sort(key=lambda piece: (self._rows[piece.step][1], self._rows[piece.step][2], piece.step))
-        self.groups = [
-            _Group(transfers[number], local[number]) for number in sorted(transfers.keys() | local.keys())
-        ]
+        self.groups = [_Group(transfers[number], local[number]) for number in sorted(transfers.keys() | local.keys())]
 
     def run(self, layer: Layer, addresses: Sequence[int]) -> None:
         """Hands everything to the layer. `addresses` are those of the program's buffers."""
@@ -131,8 +131,7 @@ class Groups:
     ) -> list[tuple[int, int, int]]:
         nbytes = self._rows[step][12]
         pieces = [
-            (group + i, low, min(low + segment_bytes, nbytes))
-            for i, low in enumerate(range(0, nbytes, segment_bytes))
+            (group + i, low, min(low + segment_bytes, nbytes)) for i, low in enumerate(range(0, nbytes, segment_bytes))
         ]
         for since, low, high in self._waits(step, when):
             late = group + low // segment_bytes  # the first of its segments that needs these bytes
@@ -144,7 +143,7 @@ class Groups:
         nbytes, waits = self._rows[step][12], self._waits(step, when)
         cuts = np.unique([0, nbytes, *(low for _, low, _ in waits), *(high for _, _, high in waits)]).tolist()
         pieces: list[tuple[int, int, int]] = []
-        for low, high in zip(cuts, cuts[1:], strict=False):
+        for low, high in pairwise(cuts):
             group = max((since for since, a, b in waits if a < high and low < b), default=_BEFORE)
             if pieces and pieces[-1][0] == group:
                 low = pieces.pop()[1]

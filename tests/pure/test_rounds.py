@@ -1,7 +1,8 @@
-"""Groups of transfers: every rank has the same in the same group, nothing waits inside of one, and results are right."""
+"""Groups of transfers: all ranks agree on them, nothing waits for what is in its own group, and results are right."""
 
 from __future__ import annotations
 
+import ctypes
 import queue
 import threading
 from collections import defaultdict
@@ -61,8 +62,6 @@ class Line:
 
 
 def at(address: int, nbytes: int) -> Any:
-    import ctypes
-
     return np.frombuffer((ctypes.c_uint8 * nbytes).from_address(address), np.uint8)
 
 
@@ -112,7 +111,7 @@ def check(collective: str, made: list[Program], rows: tuple[int, ...], root: int
     wires: defaultdict[Any, queue.Queue[Any]] = defaultdict(queue.Queue)
     for a in range(size):
         for b in range(size):
-            wires[a, b]  # noqa: B018 - made before the threads look
+            wires[a, b]
     inputs, results, errors = [], [], []
     for rank in range(size):
         gives, gets = spec.inputs(rank, size, root), spec.outputs(rank, size, root)
