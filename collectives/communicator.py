@@ -207,7 +207,9 @@ class Communicator(Calls):
         key = (request._replace(x=None, out=None, timeout_s=None), tuple(map(_layout, arrays)), several)
         known = self._programs.get(key)
         if known is None:
-            program = make_program(request, arrays, self.rank, self.size, self._chooser, self._names, self._lanes)
+            program = make_program(
+                request, arrays, self.rank, self.size, self._chooser, self._names, self._lanes, self._transport.grouped
+            )
             known = self._transport.compile(program, limit), program.scratch_bytes
             if len(self._programs) >= _MOST_PROGRAMS:
                 self._programs.clear()

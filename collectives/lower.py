@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from collectives.plan import Copy, Plan, Recv, RecvReduce, Reduce, Send, Step
+from collectives.rounds import schedule
 from transports.program import Action, Kind, Place
 
 __all__ = ["ArrayLayout", "lower"]
@@ -119,13 +120,19 @@ class _Chunks:
 
 
 def lower(
-    plan: Plan, rank: int, layout: ArrayLayout, *, stripes: int = 1, first_lane: int = 0
+    plan: Plan, rank: int, layout: ArrayLayout, *, stripes: int = 1, first_lane: int = 0, grouped: bool = False
 ) -> tuple[list[Action], int]:
     """The actions of one rank on one array, in order, and the bytes of scratch they need.
 
     Every large message is cut into `stripes` pieces, each on a lane of its own. Empty messages are left out.
+    `grouped`: the transfers say in which group they are (rounds.py), and are not cut into stripes.
     """
     chunks = _Chunks(plan, rank, layout)
+    segment_bytes, groups = 0, (-1,) * len(plan.steps(rank))
+    if grouped:
+        stripes = 1
+        segment_bytes, of_ranks = schedule(plan, tuple(chunks.begin))
+        groups = of_ranks[rank]
     dtype, op = layout.dtype, layout.op
     actions: list[Action] = []
 
@@ -149,7 +156,7 @@ def lower(
             chunks.at[c] = chunks.home(c)
         return chunks.at[chunk]
 
-    for step in plan.steps(rank):
+    for step, group in zip(plan.steps(rank), groups, strict=True):
         if isinstance(step, Copy):
             source = gather(step.source, step.count)
             local(Kind.COPY, step.target, step.count, settle(step.target, step.count), source)
@@ -171,7 +178,8 @@ def lower(
             for stripe, low, high in _stripes(nbytes, stripes):
                 lane = first_lane + step.lane * stripes + stripe
                 a_part, out_part = Place(a.buffer, a.offset_bytes + low), Place(out.buffer, out.offset_bytes + low)
-                actions.append(Action(kind, high - low, step.peer, lane, dtype, op, first, a_part, a_part, out_part))
+                ends = (a_part, a_part, out_part)
+                actions.append(Action(kind, high - low, step.peer, lane, dtype, op, first, *ends, group, segment_bytes))
     for c in chunks.outputs:
         local(Kind.DIVIDE if layout.mean else Kind.COPY, c, 1, chunks.output(c), chunks.at[c])
     return actions, chunks.scratch_bytes

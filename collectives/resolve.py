@@ -166,6 +166,7 @@ def make_program(
     chooser: Chooser,
     names: Names,
     lanes: int,
+    grouped: bool = False,
 ) -> Program:
     """The program of a call on these arrays (one, or a list's). Proves the plan first where that is needed.
 
@@ -187,7 +188,7 @@ def make_program(
             actions.append(Action(Kind.COPY, nbytes, a=layout.input, out=copy))
             scratch_bytes += -(-nbytes // _ALIGN_BYTES) * _ALIGN_BYTES
             layout = layout._replace(input=copy, scratch=Place(scratch_buffer, scratch_bytes))
-        more, used = lower(the_plan, rank, layout, stripes=lanes)
+        more, used = lower(the_plan, rank, layout, stripes=lanes, grouped=grouped)
         actions += more
         scratch_bytes += used
     call = _fingerprint(request, arrays, size, root, names.algorithm(the_plan.algorithm))

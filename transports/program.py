@@ -95,6 +95,8 @@ class Action(NamedTuple):
     a: Place = NOWHERE
     b: Place = NOWHERE
     out: Place = NOWHERE
+    group: int = -1  # of the first segment, and the bytes of a segment, in a grouped program
+    segment_bytes: int = 0
 
     def reads(self) -> tuple[Place, ...]:
         """The operands that it reads."""
@@ -142,7 +144,8 @@ class Program:
     """The steps of one rank. `buffers` arrays are given to a run, the last of them scratch memory of the call.
 
     native    in place of steps: what the layer below is to do
-    groups    for each step the group of its first segment, where the transport asked for them (base.py)
+    groups    for each step the group of its first segment, -1 for a local step, and the bytes of a segment; where the
+              transport asked for them (base.py)
     """
 
     call: Call
@@ -202,7 +205,9 @@ def build(actions: Sequence[Action], call: Call, *, buffers: int, scratch_bytes:
         )  # fmt: skip
     table = np.zeros((len(dependencies), 4), np.int64)
     table[:] = dependencies or np.zeros((0, 4), np.int64)
-    return Program(call, steps, table, buffers, scratch_bytes, divisor)
+    grouped = any(action.segment_bytes for action in actions)
+    groups = np.array([(a.group, a.segment_bytes) for a in actions], np.int64) if grouped else None
+    return Program(call, steps, table, buffers, scratch_bytes, divisor, groups=groups)
 
 
 def _cuts(actions: Iterable[Action], buffers: int) -> list[list[int]]:
