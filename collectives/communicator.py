@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from collectives import cache
-from collectives.buffers import ArrayView, view
+from collectives.buffers import ArrayView, scratch, view
 from collectives.calls import COLLECTIVE_NUMBERS, QUICK, Calls, Request
 from collectives.choose import Chooser, Explanation
 from collectives.exchange import broadcast_json
@@ -23,7 +23,7 @@ from collectives.levels import narrowed
 from collectives.measure import KIND as MEASUREMENT
 from collectives.measure import Meter, measure
 from collectives.measurement import Measurement
-from collectives.resolve import Operands, check_apart, make_program, operands, overlap
+from collectives.resolve import Operands, check_apart, check_taken, device_of, make_program, operands, overlap
 from collectives.rules import Rule, read_rules
 from collectives.tune import KIND as TUNING
 from collectives.tune import TUNED, TUNED_SIZES, tune
@@ -31,7 +31,7 @@ from collectives.tuning import Tuning
 from collectives.work import Work
 from topology import Cluster, load
 from topology.cluster import Groups
-from transports.base import Started, Transport
+from transports.base import CPU, Device, Started, Transport
 from transports.errors import CommunicatorBroken
 from transports.failures import Names
 from transports.program import DTYPES
@@ -79,6 +79,7 @@ class Communicator(Calls):
         self._on_close, self._on_fork = on_close, on_fork
         self._programs: dict[Any, tuple[Any, int]] = {}
         self._scratch: np.ndarray[Any, Any] = np.empty(0, np.uint8)
+        self._device_scratch: dict[Device, list[ArrayView]] = {}
         self._pending: list[tuple[Started, Any]] = []
         self._splits = itertools.count()
         self._children: weakref.WeakSet[Communicator] = weakref.WeakSet()
@@ -168,6 +169,9 @@ class Communicator(Calls):
         self._check_open()
         if not 0 <= peer < self.size or peer == self.rank:
             raise ValueError(f"peer={peer} is not another rank: this is rank {self.rank} of {self.size}")
+        if data.device != CPU:
+            raise TypeError(f"an array on {data.device}: send and recv take arrays in CPU memory")
+        check_taken(data.device, self._transport.devices, self.transport)
         dtype = DTYPES[data.dtype][0]
         limit = self._limit(timeout_s)
         self._transport.message(sends, peer, dtype, data.elements, data.nbytes, limit, data.address)
@@ -184,7 +188,7 @@ class Communicator(Calls):
         usual = request.timeout_s is None and request.sizes is None and request.collective in QUICK
         single = resolved.single
         zeros = request.collective == "exscan" and self.rank == 0 and out is None  # which the transport does not make
-        if self._table is None or not usual or single is None or single.copied or zeros:
+        if self._table is None or not usual or single is None or single.copied or zeros or single.model.device != CPU:
             return
         number = COLLECTIVE_NUMBERS[request.collective]
         self._table.add(
@@ -204,13 +208,14 @@ class Communicator(Calls):
         arrays = [operands(request, x, o, self.rank, self.size) for x, o in zip(xs, outs, strict=True)]
         if several:
             check_apart(arrays)
-        key = (request._replace(x=None, out=None, timeout_s=None), tuple(map(_layout, arrays)), several)
+        device = device_of(arrays, self._transport.devices, self.transport)
+        key = (request._replace(x=None, out=None, timeout_s=None), tuple(map(_layout, arrays)), several, device)
         known = self._programs.get(key)
         if known is None:
             program = make_program(
                 request, arrays, self.rank, self.size, self._chooser, self._names, self._lanes, self._transport.grouped
             )
-            known = self._transport.compile(program, limit), program.scratch_bytes
+            known = self._transport.compile(program, limit, device), program.scratch_bytes
             if len(self._programs) >= _MOST_PROGRAMS:
                 self._programs.clear()
             self._programs[key] = known
@@ -220,11 +225,15 @@ class Communicator(Calls):
         for array, result in zip(arrays, results, strict=True):
             to = array.result or (view(result) if result is not None else None)
             buffers += [array.input.address if array.input else 0, to.address if to else 0]
-        scratch = self._scratch_of(scratch_bytes)
-        buffers.append(scratch.ctypes.data)
+        if device == CPU:
+            rest: Any = self._scratch_of(scratch_bytes)
+            buffers.append(rest.ctypes.data)
+        else:
+            rest = self._scratch_on(device, arrays[0].model, scratch_bytes)
+            buffers.append(rest.address)
         single = None if several else arrays[0]
         result = None if request.collective == "barrier" else results if several else results[0]
-        return _Resolved(compiled, limit, buffers, result, (arrays, results, scratch), single)
+        return _Resolved(compiled, limit, buffers, result, (arrays, results, rest), single)
 
     def _scratch_of(self, nbytes: int) -> np.ndarray[Any, Any]:
         """Scratch memory shared by all calls, which never run at the same time; a call keeps the one it began with."""
@@ -234,6 +243,14 @@ class Communicator(Calls):
             if self._table is not None:
                 self._table.set_scratch(self._scratch.ctypes.data)
         return self._scratch
+
+    def _scratch_on(self, device: Device, like: ArrayView, nbytes: int) -> ArrayView:
+        """The same on a GPU. What is outgrown is kept, as calls that were given it may still be on a stream; each is at
+        least twice as large as the one before, so that all of them are at most twice the last."""
+        known = self._device_scratch.setdefault(device, [])
+        if not known or known[-1].nbytes < nbytes:
+            known.append(scratch(like, max(nbytes, 2 * known[-1].nbytes if known else 0)))
+        return known[-1]
 
     def start(self, request: Request) -> Work:
         """Starts a call in the background; `all_reduce_async` and its like come here."""
@@ -491,6 +508,7 @@ class Communicator(Calls):
         if self._table is not None:
             self._table.clear()
         self._programs.clear()
+        self._device_scratch.clear()
         self._pending.clear()
 
     def __enter__(self) -> Communicator:

@@ -17,10 +17,11 @@ from collectives.choose import NATIVE, Chooser
 from collectives.lower import ArrayLayout, lower
 from collectives.plan import COLLECTIVES, Plan, algorithms, plan
 from collectives.verify import verify
+from transports.base import CPU, Device
 from transports.failures import Names
 from transports.program import DTYPES, OPS, Action, Call, Kind, Native, Place, Program, build
 
-__all__ = ["Operands", "check_apart", "make_program", "operands", "overlap"]
+__all__ = ["Operands", "check_apart", "check_taken", "device_of", "make_program", "operands", "overlap"]
 
 _REDUCING = frozenset({"all_reduce", "reduce", "reduce_scatter", "scan", "exscan"})
 _ALIGN_BYTES = 64
@@ -70,7 +71,31 @@ def operands(request: Request, x: Any, out: Any, rank: int, size: int) -> Operan
             f"out has shape {result.shape} and dtype {result.dtype_name}, but the result of {name} has shape "
             f"{shape} and dtype {given.dtype_name}"
         )
+    if result.device != given.device:
+        raise ValueError(f"x is on {given.device}, but out on {result.device}: both must be on one device")
     return Operands(given if gives else None, result, blocks, given, shape, None)
+
+
+def device_of(arrays: list[Operands], takes: frozenset[str], transport: str) -> Device:
+    """The device that all arrays of a call are on. Raises ValueError when they are on several, and TypeError when it is
+    of a kind that the transport does not take."""
+    devices = sorted({a.model.device for a in arrays}) or [CPU]
+    if len(devices) > 1:
+        raise ValueError(f"arrays of one list are on several devices: {', '.join(map(str, devices))}")
+    check_taken(devices[0], takes, transport)
+    return devices[0]
+
+
+def check_taken(device: Device, takes: frozenset[str], transport: str) -> None:
+    """Raises TypeError when the transport takes no arrays on this kind of device, saying what does."""
+    if device.kind in takes:
+        return
+    how = "copy it to a device that is taken"
+    if device.kind == "cpu":
+        how = 'copy it to the GPU, or connect with transport="auto"'
+    elif device.kind == "cuda":
+        how = "copy it to the CPU (x.cpu() of a tensor, cupy.asnumpy(x) of a CuPy array)"
+    raise TypeError(f"an array on {device}: this transport ({transport}) takes {', '.join(sorted(takes))} only; {how}")
 
 
 def _zeros(like: Any, shape: tuple[int, ...]) -> Callable[[], Any]:
