@@ -12,7 +12,8 @@ from .arrays import LIBRARIES
 from .cases import COLLECTIVES
 from .table import OP_NAMES, TYPE_NAMES
 
-TRANSPORTS = ("auto", "shm", "tcp", "inproc")
+TRANSPORTS = ("auto", "shm", "tcp", "inproc", "mpi", "torch", "cupy")
+WITH_NATIVE = ("mpi", "torch", "cupy")  # what is below these has collectives of its own
 THEIR_TYPES = {theirs: ours for ours, theirs in TYPE_NAMES.items()}
 THEIR_OPS = {theirs: ours for ours, theirs in OP_NAMES.items()}
 
@@ -126,7 +127,8 @@ def parser(prog: str) -> argparse.ArgumentParser:
         "--transport",
         choices=TRANSPORTS,
         default="auto",
-        help="how bytes move; inproc: ranks are threads (auto)",
+        help=f"how bytes move; inproc: ranks are threads; {', '.join(WITH_NATIVE)}: over these, whose own collectives "
+        "are the algorithm native (auto)",
     )
     flag("--array", choices=LIBRARIES, default="numpy", help="whose arrays are passed (numpy)")
     flag("--prepared", action="store_true", help="resolve each call once, then repeat it")
@@ -197,6 +199,10 @@ def parse(argv: Sequence[str], prog: str) -> Options:
             pythons.append(str(compare.find_python(name, getattr(given, f"{name}_python"))))
         except compare.ContenderError as error:
             made.error(str(error))
+    if given.ranks and given.transport == "mpi":
+        made.error(
+            f"--transport mpi: MPI's own launcher starts the ranks: mpiexec -n {given.ranks} python -m bench ..."
+        )
     if given.ranks and given.root >= given.ranks:
         made.error(f"-r {given.root} is not a rank: there are {given.ranks}, from 0")
     return Options(
@@ -214,7 +220,7 @@ def parse(argv: Sequence[str], prog: str) -> Options:
         report_path=given.report,
         trace_path=given.trace,
         ranks=given.ranks,
-        algorithms=_algorithms(made, collective, given.algorithm),
+        algorithms=_algorithms(made, collective, given.algorithm, given.transport),
         transport=given.transport,
         library=given.array,
         prepared=given.prepared,
@@ -269,10 +275,10 @@ def _reductions(made: argparse.ArgumentParser, collective: str, dtype: str, op: 
     return pairs
 
 
-def _algorithms(made: argparse.ArgumentParser, collective: str, text: str) -> tuple[str, ...]:
+def _algorithms(made: argparse.ArgumentParser, collective: str, text: str, transport: str) -> tuple[str, ...]:
     if text == "auto":
         return ("auto",)
     from collectives.plan import algorithms  # not needed, and numpy not loaded, for --help and for auto
 
-    known = algorithms(collective)
+    known = (*algorithms(collective), *(("native",) if transport in WITH_NATIVE else ()))
     return known if text == "all" else _names(made, "--algorithm", text, ("auto", *known))
