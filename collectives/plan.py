@@ -18,6 +18,7 @@ from collectives.steps import Copy, Recv, RecvReduce, Reduce, Send, Step, Steps
 
 __all__ = [
     "COLLECTIVES",
+    "NATIVE",
     "Algorithm",
     "Collective",
     "Copy",
@@ -153,6 +154,9 @@ class Algorithm:
         return _is_ours(self.generate) and all(_is_ours(a.generate) for a in _registry.values() if a.name in named)
 
 
+NATIVE = "native"
+"""The algorithm that hands a call to the transport's own collective (MPI_Allreduce, ncclAllReduce): no plan."""
+
 _PROVIDED = ("size", "root", "hosts", "levels", "arguments")
 _registry: dict[tuple[str, str], Algorithm] = {}
 _Generator = TypeVar("_Generator", bound=Callable[..., Iterable[Step]])
@@ -180,6 +184,8 @@ def algorithm(
     Raises ValueError for an unknown collective, a name already taken, or parameters that nobody provides.
     """
     _known(collective)
+    if name == NATIVE:
+        raise ValueError("'native' is what a transport's own collective is called; choose another name")
     if (collective, name) in _registry:
         raise ValueError(f"{collective} already has an algorithm {name!r}; unregister it first or choose another name")
 

@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 
 from collectives.buffers import ArrayView, check_op, empty, view
 from collectives.calls import COLLECTIVE_NUMBERS, REPRODUCIBLE, Request
-from collectives.choose import NATIVE, Chooser
+from collectives.choose import Chooser
 from collectives.lower import ArrayLayout, lower
-from collectives.plan import COLLECTIVES, Plan, algorithms, plan
+from collectives.plan import COLLECTIVES, NATIVE, Plan, algorithms, plan
 from collectives.verify import verify
 from transports.base import CPU, Device
 from transports.failures import Names

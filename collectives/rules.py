@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from collectives.plan import find
+from collectives.plan import COLLECTIVES, NATIVE, find
 
 __all__ = ["Rule", "read_rules"]
 
@@ -71,7 +71,8 @@ def _rule(given: Rule | dict[str, Any], where: str) -> Rule:
     if not rule.from_bytes < rule.below_bytes:
         raise ValueError(f"{where} is about no size: from {rule.from_bytes} to below {rule.below_bytes} bytes")
     try:
-        find(rule.collective, rule.algorithm)
+        if rule.algorithm != NATIVE or rule.collective not in COLLECTIVES:
+            find(rule.collective, rule.algorithm)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
     return rule

@@ -79,6 +79,7 @@ class MpiPeers:
     def __init__(self, mpi: Any, comm: Any, name: str) -> None:
         self.mpi, self.name = mpi, name
         self.comm: Any = comm
+        self.library = " ".join(mpi.Get_library_version().splitlines()[0].split(",")[0].split())
         self.rank, self.size = comm.Get_rank(), comm.Get_size()
         self._thread, self._level = threading.get_ident(), mpi.Query_thread()
         serialized = self._level == mpi.THREAD_SERIALIZED
@@ -120,7 +121,8 @@ class MpiPeers:
     def cancel(self, requests: list[Any]) -> None:
         with self.one_at_a_time:
             for request in requests:
-                request.Cancel()
+                if request != self.mpi.REQUEST_NULL:  # which it is once it has ended
+                    request.Cancel()
             self.mpi.Request.Testsome(requests)
 
     def who(self, rank: int) -> str:
@@ -139,8 +141,7 @@ class MpiPeers:
         return MpiPeers(self.mpi, comm, name)
 
     def describe(self) -> str:
-        first = self.mpi.Get_library_version().splitlines()[0].split(",")[0]
-        return f"MPI ({' '.join(first.split())})"
+        return f"MPI ({self.library})"
 
     def close(self) -> None:
         self.comm = None  # MPI frees communicators together, and ranks may leave one by one
@@ -161,7 +162,7 @@ class MpiTransport(PeerTransport):
         return super().compile(program, timeout_s, device)
 
     def refuses(self, native: Native) -> str:
-        return refusal(native)
+        return refusal(native, self._mpi_peers.library)
 
     def start(self, compiled: Any, timeout_s: float, *buffers: Buffer) -> Any:
         self._mpi_peers.check_thread(background=True)

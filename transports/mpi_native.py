@@ -31,13 +31,19 @@ _OP_NAMES = {number: name for name, number in OPS.items()}
 _Bytes = npt.NDArray[np.uint8]
 
 
-def refusal(native: Native) -> str:
-    """Why MPI has no such call; empty when it has."""
+_SATURATED = frozenset({"int8", "uint8", "int16", "uint16"})
+
+
+def refusal(native: Native, library: str) -> str:
+    """Why the MPI of that name has no such call; empty when it has."""
     if native.collective not in NATIVES:
         return f"MPI has no {native.collective} of its own"
     dtype = _DTYPE_NAMES[native.dtype]
     if native.collective in _REDUCING and dtype not in _TYPES:
         return f"MPI has no arithmetic for {dtype}"
+    if library.startswith("Open MPI") and native.collective in _REDUCING and dtype in _SATURATED:
+        # Its vector instructions saturate where integers are to wrap around, on processors that have these.
+        return f"Open MPI may saturate where {dtype} overflows"
     return ""
 
 

