@@ -94,6 +94,8 @@ def groups(comm: cc.Communicator) -> None:
 
 
 def messages(comm: cc.Communicator) -> None:
+    if comm.size == 1:
+        return
     after, before = (comm.rank + 1) % comm.size, (comm.rank - 1) % comm.size
     for count in (0, 1, 200_000):
         x, y = np.full(count, comm.rank), np.empty(count, int)
