@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests.mpi.test_mpi_launch import environment_of, run
@@ -35,3 +37,14 @@ def test_ours_and_theirs_in_one_table(name: str) -> None:
     text = mpiexec(name, 2, *bench, "-n", "3")
     assert "# Out of bounds values : 0 OK" in text
     assert [line.split()[-1] for line in text.splitlines() if line and line[0] != "#"] == ["ring", "native"]
+
+
+@pytest.mark.parametrize("name", ["mpich", "openmpi"])
+def test_without_its_launcher_it_says_how_to_start(name: str, tmp_path: Path) -> None:
+    program = (
+        "import collectives as cc\n"
+        f"try: cc.connect(transport='mpi', store={str(tmp_path)!r}, rank=0, size=2)\n"
+        "except cc.RendezvousError as error: print(error)"
+    )
+    text = run([str(environment_of(name) / "python"), "-c", program])
+    assert "it is rank 0 of 1: start it with the mpiexec of that MPI" in text
