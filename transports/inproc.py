@@ -19,7 +19,7 @@ import numpy.typing as npt
 from transports import arithmetic
 from transports.base import CPU, Buffer, Device
 from transports.failures import FailureKind, Names, Reason
-from transports.portable import NO_CALL, Failed, PortableTransport, record
+from transports.portable import NO_CALL, Failed, PortableTransport, address_of, record
 from transports.program import Call, Kind, Program
 from transports.tracing import TracedCall, TracedStep
 
@@ -145,7 +145,7 @@ class _Run:
     ) -> None:
         self.owner, self.hub, self.program, self.timeout_s = owner, hub, program, timeout_s
         self.rank = owner.rank
-        self.addresses = [b if isinstance(b, int) else b.ctypes.data for b in buffers]
+        self.addresses = [address_of(buffer) for buffer in buffers]
         self.rows: list[list[int]] = program.steps.tolist()
         self.needs: list[list[int]] = program.dependencies.tolist()
         self.done = [0] * len(self.rows)

@@ -17,7 +17,7 @@ from transports.failures import FailureKind, Names, exception
 from transports.program import Call, Kind, Native, Program
 from transports.tracing import TracedCall
 
-__all__ = ["MESSAGE_LANE", "NO_CALL", "Failed", "PortableTransport", "record"]
+__all__ = ["MESSAGE_LANE", "NO_CALL", "Failed", "PortableTransport", "address_of", "record"]
 
 MESSAGE_LANE = 31
 """The lane of `send` and `recv`; plans have those below."""
@@ -34,6 +34,18 @@ class Failed(Exception):
 def record(seq: int, call: Call, message: bool = False) -> dict[str, Any]:
     """A call as failures.py has it."""
     return {**call._asdict(), "seq": seq, "point_to_point": int(message)}
+
+
+def address_of(buffer: Buffer) -> int:
+    """Where a buffer begins. Raises ValueError for an array that is not C-contiguous."""
+    if isinstance(buffer, int):
+        return buffer
+    if isinstance(buffer, np.ndarray) and buffer.flags.c_contiguous:  # whatever its dtype
+        return buffer.ctypes.data
+    view = memoryview(buffer)  # pyright: ignore[reportUnknownArgumentType, reportArgumentType]
+    if not view.c_contiguous:
+        raise ValueError("a buffer must be C-contiguous")
+    return np.frombuffer(view.cast("B"), np.uint8).ctypes.data if view.nbytes else 0
 
 
 class PortableTransport:
