@@ -96,7 +96,8 @@ def _(me: Member) -> None:
     for call in calls:
         finish(call, me)
     of_ranks = [contents(me.seed, rank, 0, n).astype(np.uint64) for rank in range(me.size)]
-    total: Any = np.sum(of_ranks, axis=0, dtype=np.uint64)  # of the first call; each later one multiplies it by the size
+    # The first call gives the total; each of the five after it multiplies that by the number of ranks.
+    total: Any = np.sum(of_ranks, axis=0, dtype=np.uint64)
     me.compare(before[:1], arrays[:1], [(total * np.uint64(me.size**5)).astype(np.uint8)])
 
 

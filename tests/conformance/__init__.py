@@ -1,0 +1,1 @@
+"""The kit of transports/conformance, run on every transport there is, and on broken ones that it must catch."""
