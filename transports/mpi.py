@@ -32,7 +32,7 @@ from transports.host import host_id
 from transports.launchers import Launch
 from transports.mpi_native import NATIVES, NativeCall, refusal
 from transports.peer import PeerTransport
-from transports.portable import Failed
+from transports.portable import Failed, address_of
 from transports.program import Native, Program
 from transports.tracing import TracedCall
 
@@ -172,16 +172,19 @@ class MpiTransport(PeerTransport):
         return MpiTransport(self._mpi_peers.split(name, members, rank), self._names, name=f"{self._name}/{name}")
 
     def _execute(self, compiled: Any, timeout_s: float, buffers: Sequence[Buffer], message: int) -> TracedCall | None:
-        self._mpi_peers.check_thread()
         if not isinstance(compiled, NativeCall):
+            self._mpi_peers.check_thread()
             return super()._execute(compiled, timeout_s, buffers, message)
+        self._mpi_peers.check_thread()
+        if self.failure is not None:
+            raise Failed(0)
         self.control.enter(self.seq, compiled.program.call, message=False)
         try:
             self.control.poll()
             if self.failure is not None or self.closed:
                 raise Failed(0)
             with self._mpi_peers.one_at_a_time:
-                compiled.run([b if isinstance(b, int) else b.ctypes.data for b in buffers])
+                compiled.run([address_of(buffer) for buffer in buffers])
         finally:
             self.control.leave()
         return None

@@ -18,7 +18,7 @@ from transports.failures import FailureKind, Names
 from transports.peer_control import Control
 from transports.peer_run import Compiled, Run, compiled
 from transports.peers import PeerGone, Peers
-from transports.portable import NO_CALL, PortableTransport, record
+from transports.portable import NO_CALL, Failed, PortableTransport, record
 from transports.program import Program
 from transports.tracing import TracedCall
 
@@ -36,7 +36,8 @@ class PeerTransport(PortableTransport):
         super().__init__(peers.rank, peers.size, peers.hosts, names)
         self.peers, self.control = peers, Control(peers)
         self.number = zlib.crc32(name.encode())
-        self._name = name
+        self._name, self._forked = name, False
+        self.abandoned: list[Any] = []  # sends under way when the communicator broke; they hold what they send
         self._scratch: dict[int, list[memoryview]] = {}
 
     @property
@@ -59,12 +60,14 @@ class PeerTransport(PortableTransport):
 
     def forked(self) -> None:
         self.control.fail(FailureKind.FORKED, self.rank, record(0, NO_CALL))
-        self._closed = True
+        self._forked = True
 
     def close(self) -> None:
         if self._closed:
             return
         self._closed = True
+        if self._forked:
+            return  # all that is below is the parent's
         self._end_worker()
         with self._turn, contextlib.suppress(PeerGone):  # whoever runs a call in another thread ends it first
             self.control.close()
@@ -92,6 +95,8 @@ class PeerTransport(PortableTransport):
     def _execute(
         self, compiled: Compiled, timeout_s: float, buffers: Sequence[Buffer], message: int
     ) -> TracedCall | None:
+        if self.failure is not None:
+            raise Failed(0)
         run = Run(self, compiled, self.seq, timeout_s, buffers, message)
         run.execute()
         return run.traced() if self._trace is not None else None

@@ -8,6 +8,7 @@ Frames are JSON in messages of one size.
 from __future__ import annotations
 
 import json
+import time
 from typing import Any, NamedTuple
 
 from transports.failures import FailureKind, Reason
@@ -32,7 +33,7 @@ class Control:
     def __init__(self, peers: Peers) -> None:
         self._peers = peers
         self.failure: dict[str, Any] | None = None
-        self.departed: set[int] = set()
+        self.departed: dict[int, float] = {}  # when the goodbye of a rank was read
         self._incoming: list[_Incoming] = []
         self._requests: list[Any] = []
         self._sending: list[tuple[Any, bytes]] = []
@@ -130,7 +131,7 @@ class Control:
     def _handle(self, peer: int, frame: dict[str, Any]) -> None:
         kind = frame["kind"]
         if kind == "goodbye":
-            self.departed.add(peer)
+            self.departed[peer] = time.monotonic()
         elif kind == "revoke":
             if self.failure is None:
                 self.failure = frame["failure"]

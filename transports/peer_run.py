@@ -18,7 +18,7 @@ from transports.base import Buffer
 from transports.engine import _engine
 from transports.failures import FailureKind
 from transports.peers import PeerGone
-from transports.portable import Failed, record
+from transports.portable import Failed, address_of, record
 from transports.program import COLUMNS, DTYPES, Call, Kind, Program
 from transports.tracing import TracedCall, TracedStep
 
@@ -115,7 +115,7 @@ class Run:
         self.what, self.rows, self.needs = what, what.rows, what.needs
         self.timeout_s, self.message = timeout_s, message
         self.seq, self.call = message or seq, what.program.call
-        self.addresses = [b if isinstance(b, int) else b.ctypes.data for b in buffers]
+        self.addresses = [address_of(buffer) for buffer in buffers]
         self.memories = [_memory(a, n) for a, n in zip(self.addresses, what.extents, strict=True)]
         count = len(self.rows)
         self.done, self.posted = [0] * count, [0] * count
@@ -143,8 +143,7 @@ class Run:
             self.control.fail(kind, gone.peer, self._mine())
             raise Failed(self._head()) from None
         finally:
-            if self.requests:
-                self.peers.cancel(self.requests)
+            self._abandon()
             self.control.leave()
 
     def traced(self) -> TracedCall:
@@ -154,6 +153,17 @@ class Run:
             for row, began_s, ended_s in zip(self.rows, self.began_s, self.ended_s, strict=True)
         )
         return TracedCall(self.seq, self.called_s, time.monotonic(), tuple(steps))
+
+    def _abandon(self) -> None:
+        """Gives up what is still under way, after a failure."""
+        pairs = list(zip(self.requests, self.of_requests, strict=True))
+        receives = [request for request, what in pairs if self._receives(what)]
+        if receives:
+            self.peers.cancel(receives)
+        self.owner.abandoned += [request for request, what in pairs if not self._receives(what)]
+
+    def _receives(self, what: _Segment | int | None) -> bool:
+        return isinstance(what, int) or (what is not None and self.rows[what.step][0] != Kind.SEND)
 
     def _loop(self) -> None:
         since = looked = asked = time.monotonic()
@@ -203,8 +213,9 @@ class Run:
         if self.open == 0:
             return
         peers = self._waited_for()
-        gone = [peer for peer in peers if peer in self.control.departed]
-        if gone and waited_s > _LAST_WORDS_S:
+        departed, now = self.control.departed, time.monotonic()
+        gone = [peer for peer in peers if now - max(departed.get(peer, now), now - waited_s) > _LAST_WORDS_S]
+        if gone:
             self.control.fail(FailureKind.LEFT, gone[0], self._mine())
         elif waited_s >= self.timeout_s:
             culprit, known = self.control.blame(peers[0] if peers else self.owner.rank)

@@ -52,7 +52,7 @@ class Peers(Protocol):
         ...
 
     def cancel(self, requests: list[Any]) -> None:
-        """Gives up: the memory of these requests is not written after this returns. The group is broken then."""
+        """Gives up receives: their memory is not written after this returns. The group is broken then, or closed."""
         ...
 
     def who(self, rank: int) -> str:

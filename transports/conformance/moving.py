@@ -182,17 +182,21 @@ def _(me: Member) -> None:
 
 @CHECKS("writes wait for reads")
 def _(me: Member) -> None:
-    """What is being sent, copied or combined is overwritten afterwards: by a copy, by a receive, by a combination."""
+    """What is being sent, copied or combined is overwritten afterwards: by a copy, by a receive, by a combination.
+
+    Along a chain, not around a ring: there each rank would wait for the next one to have taken what it overwrites,
+    which nothing can do without a buffer.
+    """
     n = LARGE
 
     def script(rank: int) -> list[Action]:
-        after, before = (rank + 1) % me.size, (rank - 1) % me.size
+        sends, receives = rank + 1 < me.size, rank > 0
         return [
-            send(after, n, (0, 0)),
+            *([send(rank + 1, n, (0, 0))] if sends else []),
             copy(n - 9, (1, 0), (0, 5)),
-            recv(before, n, (1, 0)),
-            send(after, n - 77, (1, 33), 1),
-            recv_reduce(before, n - 77, (0, 11), (1, 11), lane=1),
+            *([recv(rank - 1, n, (1, 0))] if receives else []),
+            *([send(rank + 1, n - 77, (1, 33), 1)] if sends else []),
+            *([recv_reduce(rank - 1, n - 77, (0, 11), (1, 11), lane=1)] if receives else []),
             copy(n - 13, (1, 13), (0, 0)),
         ]
 
