@@ -12,7 +12,7 @@ from .arrays import LIBRARIES
 from .cases import COLLECTIVES
 from .table import OP_NAMES, TYPE_NAMES
 
-TRANSPORTS = ("auto", "shm", "tcp", "inproc")
+TRANSPORTS = ("auto", "shm", "tcp", "inproc", "mpi", "torch")
 THEIR_TYPES = {theirs: ours for ours, theirs in TYPE_NAMES.items()}
 THEIR_OPS = {theirs: ours for ours, theirs in OP_NAMES.items()}
 

@@ -25,7 +25,7 @@ from transports.failures import Names
 __all__ = ["connect", "connect_threads"]
 
 _ENGINE = ("auto", "shm", "tcp")
-_OURS = {"mpi": "transports.mpi"}  # imported when they are asked for: what they need is imported with them
+_OURS = {"mpi": "transports.mpi", "torch": "transports.torch_distributed"}  # imported when they are asked for: what they need is imported with them
 _ENTRY_POINTS = "treering.transports"
 _open: weakref.WeakSet[Communicator] = weakref.WeakSet()
 
@@ -108,7 +108,7 @@ def connect(
     common: dict[str, Any] = {"timeout_s": timeout_s, "reproducible": reproducible, "found": launch.found}
     if make is not None:
         communicator = Communicator(make(launch, names=names, timeout_s=join_timeout_s), names, **common)
-        knows = broadcast_json(communicator, knows) if launch.size > 1 else knows
+        knows = broadcast_json(communicator, knows) if communicator.size > 1 else knows
     else:
         endpoint = launchers.join(
             launch, secret=secret, transport=transport, address=address, timeout_s=join_timeout_s, knows=knows
