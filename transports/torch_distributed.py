@@ -42,7 +42,7 @@ from transports.portable import PortableTransport, record
 from transports.program import DTYPES, Action, Call, Kind, Native, Place, Program, build
 from transports.torch_layer import CudaLayer, GlooLayer
 from transports.torch_native import NATIVES, NativeCall, refusal
-from transports.tracing import TracedCall
+from transports.tracing import TracedCall, TracedStep
 
 __all__ = ["TorchTransport", "connect"]
 
@@ -190,7 +190,7 @@ class TorchTransport(PortableTransport):
     def _execute(
         self, compiled: _Compiled, timeout_s: float, buffers: Sequence[Buffer], message: int
     ) -> TracedCall | None:
-        began_s = monotonic()
+        began_s, steps = monotonic(), None if self._trace is None else list[TracedStep]()
         addresses = [b if isinstance(b, int) else b.ctypes.data for b in buffers]
         try:
             self._agree(compiled, timeout_s)
@@ -198,23 +198,25 @@ class TorchTransport(PortableTransport):
             layer.timeout_s = timeout_s
             try:
                 if isinstance(layer, CudaLayer):
-                    self._run_on_stream(layer, compiled, addresses)
+                    self._run_on_stream(layer, compiled, addresses, steps)
                 else:
-                    compiled.work.run(layer, addresses)
+                    compiled.work.run(layer, addresses, steps)
             except RuntimeError as error:  # what torch.distributed raises
                 self._raise_first_cause(compiled, layer, error)
         except CollectiveError:
             self._abort()
             raise
-        return TracedCall(self.seq, began_s, monotonic(), ()) if self._trace is not None else None
+        return None if steps is None else TracedCall(self.seq, began_s, monotonic(), tuple(steps))
 
-    def _run_on_stream(self, layer: CudaLayer, compiled: _Compiled, addresses: Sequence[int]) -> None:
+    def _run_on_stream(
+        self, layer: CudaLayer, compiled: _Compiled, addresses: Sequence[int], steps: list[TracedStep] | None
+    ) -> None:
         """Everything in its place between what the caller's stream has before, and what it gets afterwards."""
         cuda = self._torch.cuda
         callers = compiled.stream or cuda.current_stream(str(layer.device))
         layer.stream.wait_stream(callers)
         with cuda.device(layer.device.number), cuda.stream(layer.stream):
-            compiled.work.run(layer, addresses)
+            compiled.work.run(layer, addresses, steps)
         callers.wait_stream(layer.stream)
 
     def _agree(self, compiled: _Compiled, timeout_s: float) -> None:
@@ -270,7 +272,7 @@ class TorchTransport(PortableTransport):
             store: Any = self._torch.distributed.TCPStore
             told = np.zeros(_ADDRESS_BYTES, np.uint8)
             common: dict[str, Any] = {
-                "world_size": None, "timeout": timedelta(seconds=timeout_s), "wait_for_workers": False,
+                "timeout": timedelta(seconds=timeout_s), "wait_for_workers": False, "use_libuv": False,
             }  # fmt: skip
             if self.rank == 0:
                 host = self._address()
