@@ -21,7 +21,6 @@ import importlib
 import json
 import socket
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import timedelta
 from time import monotonic, sleep
 from typing import Any, NamedTuple
@@ -88,10 +87,11 @@ def _of_default_group(torch: Any, launch: Launch) -> Launch:
     rank, size = distributed.get_rank(), distributed.get_world_size()
     if launch.kind == "single":
         store = importlib.import_module("torch.distributed.distributed_c10d")._get_default_store()
-        return replace(
-            launch, kind="torch", rank=rank, size=size, job="torch", found="torch.distributed", local_size=None,
-            open_store=lambda name: TorchStore(lambda _: store, f"treering/{name}"),
-        )  # fmt: skip
+
+        def open_store(name: str) -> TorchStore:
+            return TorchStore(lambda _: store, f"treering/{name}")
+
+        return Launch("given", rank, size, "torch", "torch.distributed", open_store=open_store)
     if (rank, size) != (launch.rank, launch.size):
         raise RendezvousError(
             f"this process is rank {launch.rank} of {launch.size} by {launch.found}, but rank {rank} of {size} of "
@@ -157,9 +157,7 @@ class TorchTransport(PortableTransport):
 
     def split(self, name: str, members: Sequence[int], rank: int) -> TorchTransport:
         side = self._side.split(name, members, rank)
-        return TorchTransport(
-            self._torch, side, self._endpoint, self._names, name=f"{self._name}/{name}", parent=self
-        )
+        return TorchTransport(self._torch, side, self._endpoint, self._names, name=f"{self._name}/{name}", parent=self)
 
     def describe(self) -> str:
         if self.size == 1:
@@ -342,7 +340,7 @@ class TorchTransport(PortableTransport):
 
 
 def _agreement(call: Call, rank: int, size: int) -> Program:
-    """One byte to, and from, the ranks at distances 1, 2, 4, ...: each passes on that it has heard from those before."""
+    """One byte to, and from, the ranks at distances 1, 2, 4, ...: each passes on that it has heard from the others."""
     actions: list[Action] = []
     distance = 1
     while distance < size:

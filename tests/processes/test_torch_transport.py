@@ -55,7 +55,7 @@ def _perform(comm: Any, case: Case) -> None:
     try:
         perform(comm, case)
     except ValueError as error:
-        if case.algorithm == "auto" or "ranks" not in str(error) and "hosts" not in str(error):
+        if case.algorithm == "auto" or ("ranks" not in str(error) and "hosts" not in str(error)):
             raise
         raise _NotForThisSize from error
 
