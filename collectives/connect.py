@@ -25,7 +25,8 @@ from transports.failures import Names
 __all__ = ["connect", "connect_threads"]
 
 _ENGINE = ("auto", "shm", "tcp")
-_OURS = {"mpi": "transports.mpi"}  # imported when they are asked for: what they need is imported with them
+# Imported when they are asked for: what they need is imported with them.
+_OURS = {"mpi": "transports.mpi", "torch": "transports.torch_distributed"}
 _ENTRY_POINTS = "treering.transports"
 _open: weakref.WeakSet[Communicator] = weakref.WeakSet()
 
@@ -80,8 +81,9 @@ def connect(
     address          the address or network interface to listen on (TREERING_ADDRESS), or several, in a sequence or
                      with commas: "eth1,eth2"; lanes are spread over them
     transport        "auto": shared memory within a host, TCP between hosts; "shm", "tcp": that one only. "mpi": MPI
-                     through mpi4py. Any other name is that of a transport which a package has registered as an entry
-                     point (transports/README.md). secret, address, lanes and ring_bytes are for the first three
+                     through mpi4py; "torch": torch.distributed, Gloo for arrays in CPU memory and NCCL for those on a
+                     GPU. Any other name is that of a transport which a package has registered as an entry point
+                     (transports/README.md). secret, address, lanes and ring_bytes are for the first three
     lanes            TCP connections and rings per peer over which a large message is spread; at least one for each
                      address
     ring_bytes       memory of one direction of a shared-memory lane, a power of two, at least 4096
@@ -108,7 +110,7 @@ def connect(
     common: dict[str, Any] = {"timeout_s": timeout_s, "reproducible": reproducible, "found": launch.found}
     if make is not None:
         communicator = Communicator(make(launch, names=names, timeout_s=join_timeout_s), names, **common)
-        knows = broadcast_json(communicator, knows) if launch.size > 1 else knows
+        knows = broadcast_json(communicator, knows) if communicator.size > 1 else knows
     else:
         endpoint = launchers.join(
             launch, secret=secret, transport=transport, address=address, timeout_s=join_timeout_s, knows=knows

@@ -8,13 +8,15 @@ bytes arrive in staging memory, and pieces of local steps. What needs nothing fr
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from time import monotonic
 from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from transports.program import Kind, Program
+from transports.tracing import TracedStep
 
 __all__ = ["Groups", "Layer", "Piece"]
 
@@ -99,10 +101,13 @@ class Groups:
             group.sort(key=lambda piece: (self._rows[piece.step][1], self._rows[piece.step][2], piece.step))
         self.groups = [_Group(transfers[number], local[number]) for number in sorted(transfers.keys() | local.keys())]
 
-    def run(self, layer: Layer, addresses: Sequence[int]) -> None:
-        """Hands everything to the layer. `addresses` are those of the program's buffers."""
+    def run(self, layer: Layer, addresses: Sequence[int], trace: list[TracedStep] | None = None) -> None:
+        """Hands everything to the layer. `addresses` are those of the program's buffers. `trace` is given the steps
+        with the times at which they were handed over, of the first piece and of the last; a group's end together."""
         staging = layer.staging(self.staging_bytes) if self.staging_bytes else 0
+        times: list[tuple[int, float, float]] = []  # of pieces: step, began, ended
         for transfers, local in self.groups:
+            began_s = monotonic()
             if transfers:
                 layer.begin()
                 for step, low, high, staged in transfers:
@@ -114,6 +119,8 @@ class Groups:
                     else:
                         layer.recv(peer, staging + staged, high - low)
                 layer.end()
+                if trace is not None:
+                    times += [(piece.step, began_s, monotonic()) for piece in transfers]
             for step, low, high, staged in local:
                 kind, _, _, dtype, op, local_first, *places = self._rows[step][:12]
                 a, b, out = (addresses[places[i]] + places[i + 1] + low for i in (0, 2, 4))
@@ -125,6 +132,20 @@ class Groups:
                     b = staging + staged if kind == Kind.RECV_REDUCE else b
                     first, second = (a, b) if local_first else (b, a)
                     layer.combine(dtype, op, first, second, out, high - low)
+            if trace is not None:
+                times += [(piece.step, began_s, monotonic()) for piece in local]
+        if trace is not None:
+            trace += self._traced(times)
+
+    def _traced(self, times: list[tuple[int, float, float]]) -> Iterator[TracedStep]:
+        begins: dict[int, float] = {}
+        ends: dict[int, float] = {}
+        for step, began_s, ended_s in times:
+            begins.setdefault(step, began_s)
+            ends[step] = ended_s
+        for step, row in enumerate(self._rows):
+            if step in begins:  # else it has no bytes
+                yield TracedStep(row[0], row[1], row[2], row[12], begins[step], ends[step])
 
     def _transfer(
         self, step: int, group: int, segment_bytes: int, when: list[list[tuple[int, int, int]]]

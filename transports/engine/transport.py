@@ -212,6 +212,10 @@ class EngineTransport:
             self._links.spread(culprit)
         raise cause
 
+    def fail(self, kind: int, culprit: int, waited_s: float, compiled: _Compiled) -> None:
+        """Puts a failure of the call that ran last on record, if it is the first, and tells the other ranks."""
+        self._engine.fail(kind, culprit, Reason.UNKNOWN, waited_s, compiled.native, self._engine.seq)
+
     @property
     def failed(self) -> bool:
         """Whether the communicator is broken or closed."""
