@@ -33,7 +33,7 @@ test-slow: setup  ## what takes minutes or gigabytes
 lint: .venv/.tools .venv/.package  ## ruff, and pyright in strict mode
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
-	.venv/bin/pyright
+	.venv/bin/pyright --pythonpath .venv/bin/python
 
 format: .venv/.tools  ## what ruff can put right by itself
 	.venv/bin/ruff check --fix
