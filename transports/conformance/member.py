@@ -142,6 +142,9 @@ class Member:
         """The part of a transport for these ranks, this one among them."""
         part = transport.split(name, members, list(members).index(transport.rank))
         self._open.append(part)
+        place, seen = list(members).index(transport.rank), (part.rank, part.size)
+        wanted = f"the part to be rank {place} of {len(members)}, not {seen[0]} of {seen[1]}"
+        self.expect(seen == (place, len(members)), wanted)
         return part
 
     def leave(self, transport: Transport) -> None:
