@@ -186,11 +186,13 @@ def build(actions: Sequence[Action], call: Call, *, buffers: int, scratch_bytes:
         for place in action.reads():
             for piece, low, high in _pieces(cuts, place, action.nbytes):
                 if (writer := last_writer[place.buffer][piece]) >= 0:
-                    waits.append(_overlap(actions[writer], writer, place, low, high))
+                    waits += _overlaps(actions[writer], writer, place, low, high)
         for place in action.writes():
             for piece, low, high in _pieces(cuts, place, action.nbytes):
                 before = readers[place.buffer][piece] or [last_writer[place.buffer][piece]]
-                waits += [_overlap(actions[i], i, place, low, high) for i in before if i >= 0]
+                for i in before:
+                    if i >= 0:
+                        waits += _overlaps(actions[i], i, place, low, high)
         for place in action.reads():
             for piece, _, _ in _pieces(cuts, place, action.nbytes):
                 readers[place.buffer][piece].append(index)
@@ -229,12 +231,12 @@ def _pieces(cuts: list[list[int]], place: Place, nbytes: int) -> Iterable[tuple[
         piece += 1
 
 
-def _overlap(other: Action, index: int, mine: Place, low: int, high: int) -> tuple[int, int, int, int]:
-    """The dependency row: bytes [low, high) of a buffer, as counted by the other step and by mine."""
+def _overlaps(other: Action, index: int, mine: Place, low: int, high: int) -> Iterable[tuple[int, int, int, int]]:
+    """The dependency rows: bytes [low, high) of a buffer, as counted by the other step and by mine. There are several
+    where two operands of the other step have these bytes at different offsets."""
     for theirs in (*other.writes(), *other.reads()):
         if theirs.buffer == mine.buffer and theirs.offset_bytes <= low < theirs.offset_bytes + other.nbytes:
-            return index, low - theirs.offset_bytes, low - mine.offset_bytes, high - low
-    raise AssertionError("a step depends on one that does not touch its bytes")
+            yield index, low - theirs.offset_bytes, low - mine.offset_bytes, high - low
 
 
 def _joined(waits: Iterable[tuple[int, int, int, int]]) -> list[tuple[int, int, int, int]]:
