@@ -136,7 +136,7 @@ class TorchTransport(PortableTransport):
         check = self._side.compile(_agreement(program.call, self.rank, self.size), timeout_s)
         if program.native and self.size > 1:
             return _Compiled(program, check, NativeCall(self._torch, program, self.rank, self.size), device)
-        return _Compiled(program, check, Groups(program), device)
+        return _Compiled(program, check, Groups(program, early=device == CPU), device)
 
     def start(self, compiled: _Compiled, timeout_s: float, *buffers: Buffer) -> Any:
         if compiled.device != CPU:
@@ -197,8 +197,10 @@ class TorchTransport(PortableTransport):
             try:
                 if isinstance(layer, CudaLayer):
                     self._run_on_stream(layer, compiled, addresses, steps)
+                elif isinstance(compiled.work, Groups):
+                    compiled.work.run(layer, addresses, steps, layer.expect)
                 else:
-                    compiled.work.run(layer, addresses, steps)
+                    compiled.work.run(layer, addresses)
             except RuntimeError as error:  # what torch.distributed raises
                 self._raise_first_cause(compiled, layer, error)
         except CollectiveError:
@@ -214,7 +216,10 @@ class TorchTransport(PortableTransport):
         callers = compiled.stream or cuda.current_stream(str(layer.device))
         layer.stream.wait_stream(callers)
         with cuda.device(layer.device.number), cuda.stream(layer.stream):
-            compiled.work.run(layer, addresses, steps)
+            if isinstance(compiled.work, Groups):
+                compiled.work.run(layer, addresses, steps)
+            else:
+                compiled.work.run(layer, addresses)
         callers.wait_stream(layer.stream)
 
     def _agree(self, compiled: _Compiled, timeout_s: float) -> None:
