@@ -8,7 +8,7 @@ bytes arrive in staging memory, and pieces of local steps. What needs nothing fr
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from time import monotonic
 from typing import NamedTuple, Protocol
@@ -63,14 +63,20 @@ class Piece(NamedTuple):
 
 
 class _Group(NamedTuple):
-    transfers: list[Piece]
+    moves: bool  # whether it has transfers
+    transfers: list[Piece]  # that are handed over in it
+    next: list[Piece]  # receives of the next one, which are handed over before its sends are waited for
     local: list[Piece]
 
 
 class Groups:
-    """A program's groups. Raises AssertionError for one whose groups do not hold what its steps wait for."""
+    """A program's groups. Raises AssertionError for one whose groups do not hold what its steps wait for.
 
-    def __init__(self, program: Program) -> None:
+    early    for layers that can receive ahead (`expect` of `run`): receives are handed over a group earlier where
+             nothing in that group touches their memory, so that the sender need not wait for this rank
+    """
+
+    def __init__(self, program: Program, *, early: bool = False) -> None:
         self._rows: list[list[int]] = program.steps.tolist()
         self._needs: list[list[int]] = program.dependencies.tolist()
         self._divisor = program.divisor
@@ -84,7 +90,6 @@ class Groups:
                 when.append(self._local(step, when))
         transfers: defaultdict[int, list[Piece]] = defaultdict(list)
         local: defaultdict[int, list[Piece]] = defaultdict(list)
-        self.staging_bytes = 0
         used: defaultdict[int, int] = defaultdict(int)
         for step, pieces in enumerate(when):
             kind = self._rows[step][0]
@@ -92,35 +97,65 @@ class Groups:
                 piece = Piece(step, low, high, used[group])
                 if kind == Kind.RECV_REDUCE:
                     used[group] += -(-(high - low) // _ALIGN_BYTES) * _ALIGN_BYTES
-                    self.staging_bytes = max(self.staging_bytes, used[group])
                 if kind <= Kind.RECV_REDUCE:
                     transfers[group].append(piece)
                 if kind >= Kind.RECV_REDUCE:
                     local[group].append(piece)
         for group in transfers.values():  # lanes and the order on each are what both ends know of
             group.sort(key=lambda piece: (self._rows[piece.step][1], self._rows[piece.step][2], piece.step))
-        self.groups = [_Group(transfers[number], local[number]) for number in sorted(transfers.keys() | local.keys())]
+        numbers = sorted(transfers.keys() | local.keys())
+        each = max(used.values(), default=0)
+        self.staging_bytes = 2 * each if early else each
+        self.groups: list[_Group] = []
+        for i, number in enumerate(numbers):
+            all_of = transfers[number]
+            if early and i % 2:  # what arrives early must not lie where the group before has its own
+                for pieces in (all_of, local[number]):
+                    pieces[:] = [piece._replace(staged=piece.staged + each) for piece in pieces]
+            ahead = self._ahead(all_of, numbers[i - 1], when) if early and i and self.groups[-1].moves else []
+            if ahead:
+                self.groups[-1].next.extend(ahead)
+            self.groups.append(_Group(bool(all_of), [p for p in all_of if p not in ahead], [], local[number]))
 
-    def run(self, layer: Layer, addresses: Sequence[int], trace: list[TracedStep] | None = None) -> None:
-        """Hands everything to the layer. `addresses` are those of the program's buffers. `trace` is given the steps
-        with the times at which they were handed over, of the first piece and of the last; a group's end together."""
+    def run(
+        self,
+        layer: Layer,
+        addresses: Sequence[int],
+        trace: list[TracedStep] | None = None,
+        expect: Callable[[int, int, int], None] | None = None,
+    ) -> None:
+        """Hands everything to the layer. `addresses` are those of the program's buffers.
+
+        trace     is given the steps, with when the first piece was handed over and the last had ended; those of a
+                  group have both in common
+        expect    as the layer's `recv`, for a receive of the group that begins next
+        """
         staging = layer.staging(self.staging_bytes) if self.staging_bytes else 0
         times: list[tuple[int, float, float]] = []  # of pieces: step, began, ended
-        for transfers, local in self.groups:
+
+        def receive(recv: Callable[[int, int, int], None], piece: Piece) -> None:
+            row = self._rows[piece.step]
+            to = staging + piece.staged if row[0] == Kind.RECV_REDUCE else addresses[row[10]] + row[11] + piece.low
+            recv(row[1], to, piece.high - piece.low)
+
+        arriving: list[Piece] = []
+        for moves, transfers, ahead, local in self.groups:
             began_s = monotonic()
-            if transfers:
+            if moves:
                 layer.begin()
-                for step, low, high, staged in transfers:
-                    kind, peer, row = self._rows[step][0], self._rows[step][1], self._rows[step]
-                    if kind == Kind.SEND:
-                        layer.send(peer, addresses[row[6]] + row[7] + low, high - low)
-                    elif kind == Kind.RECV:
-                        layer.recv(peer, addresses[row[10]] + row[11] + low, high - low)
+                for piece in transfers:
+                    row = self._rows[piece.step]
+                    if row[0] == Kind.SEND:
+                        layer.send(row[1], addresses[row[6]] + row[7] + piece.low, piece.high - piece.low)
                     else:
-                        layer.recv(peer, staging + staged, high - low)
+                        receive(layer.recv, piece)
+                for piece in ahead:
+                    assert expect is not None, "made for a layer that receives ahead"
+                    receive(expect, piece)
                 layer.end()
                 if trace is not None:
-                    times += [(piece.step, began_s, monotonic()) for piece in transfers]
+                    times += [(piece.step, began_s, monotonic()) for piece in (*arriving, *transfers)]
+                arriving = ahead
             for step, low, high, staged in local:
                 kind, _, _, dtype, op, local_first, *places = self._rows[step][:12]
                 a, b, out = (addresses[places[i]] + places[i + 1] + low for i in (0, 2, 4))
@@ -136,6 +171,22 @@ class Groups:
                 times += [(piece.step, began_s, monotonic()) for piece in local]
         if trace is not None:
             trace += self._traced(times)
+
+    def _ahead(self, transfers: list[Piece], before: int, when: list[list[tuple[int, int, int]]]) -> list[Piece]:
+        """The receives whose memory nothing touches in the group `before`; from each peer those in front of the first
+        that has to wait."""
+        ahead: list[Piece] = []
+        held: set[int] = set()
+        for piece in transfers:
+            kind, peer = self._rows[piece.step][:2]
+            if kind == Kind.SEND or peer in held:
+                continue
+            waits = [] if kind == Kind.RECV_REDUCE else self._waits(piece.step, when)
+            if any(since >= before and low < piece.high and piece.low < high for since, low, high in waits):
+                held.add(peer)
+            else:
+                ahead.append(piece)
+        return ahead
 
     def _traced(self, times: list[tuple[int, float, float]]) -> Iterator[TracedStep]:
         begins: dict[int, float] = {}

@@ -17,6 +17,7 @@ What torch.distributed does not let one see, and what therefore differs from the
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import importlib
 import json
 import socket
@@ -126,6 +127,7 @@ class TorchTransport(PortableTransport):
         self._torch, self._side, self._endpoint, self._name, self._parent = torch, side, endpoint, name, parent
         if torch.cuda.is_available() and torch.distributed.is_nccl_available():
             self.devices = frozenset({"cpu", "cuda"})
+        self._forked = False
         self._store: Any = None
         self._layers: dict[Device, GlooLayer | CudaLayer] = {}
         self._token = np.zeros(64, np.uint8)
@@ -136,7 +138,7 @@ class TorchTransport(PortableTransport):
         check = self._side.compile(_agreement(program.call, self.rank, self.size), timeout_s)
         if program.native and self.size > 1:
             return _Compiled(program, check, NativeCall(self._torch, program, self.rank, self.size), device)
-        return _Compiled(program, check, Groups(program), device)
+        return _Compiled(program, check, Groups(program, early=device == CPU), device)
 
     def start(self, compiled: _Compiled, timeout_s: float, *buffers: Buffer) -> Any:
         if compiled.device != CPU:
@@ -168,9 +170,14 @@ class TorchTransport(PortableTransport):
         self._side.forked()
         if self._parent is None:
             self._endpoint.drop_after_fork()
+        # To destroy these waits for threads that only the parent has: here they live as long as the process.
+        for kept in (self._store, *(layer.group for layer in self._layers.values())):
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(kept))
+        self._forked, self._store, self._worker = True, None, None
+        self._layers.clear()
 
     def close(self) -> None:
-        if self._closed:
+        if self._closed or self._forked:
             return
         self._closed = True
         if self._turn.locked():
@@ -197,8 +204,10 @@ class TorchTransport(PortableTransport):
             try:
                 if isinstance(layer, CudaLayer):
                     self._run_on_stream(layer, compiled, addresses, steps)
+                elif isinstance(compiled.work, Groups):
+                    compiled.work.run(layer, addresses, steps, layer.expect)
                 else:
-                    compiled.work.run(layer, addresses, steps)
+                    compiled.work.run(layer, addresses)
             except RuntimeError as error:  # what torch.distributed raises
                 self._raise_first_cause(compiled, layer, error)
         except CollectiveError:
@@ -214,7 +223,10 @@ class TorchTransport(PortableTransport):
         callers = compiled.stream or cuda.current_stream(str(layer.device))
         layer.stream.wait_stream(callers)
         with cuda.device(layer.device.number), cuda.stream(layer.stream):
-            compiled.work.run(layer, addresses, steps)
+            if isinstance(compiled.work, Groups):
+                compiled.work.run(layer, addresses, steps)
+            else:
+                compiled.work.run(layer, addresses)
         callers.wait_stream(layer.stream)
 
     def _agree(self, compiled: _Compiled, timeout_s: float) -> None:

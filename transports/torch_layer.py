@@ -60,11 +60,17 @@ class GlooLayer:
         self.device = CPU
         self.timeout_s = 60.0
         self.waits_for, self.since = -1, 0.0
-        self._works: list[tuple[int, Any]] = []
+        self._works: list[tuple[int, Any]] = []  # of this group
+        self._expected: list[tuple[int, Any]] = []  # of the next one
         self._staging: Any = None
 
     def begin(self) -> None:
         self.since = monotonic()
+        self._works, self._expected = self._expected, []
+
+    def expect(self, peer: int, address: int, nbytes: int) -> None:
+        """A receive of the group that begins next."""
+        self._expected.append((peer, self.group.recv([_cpu_tensor(self._torch, address, nbytes)], peer, _TAG)))
 
     def send(self, peer: int, address: int, nbytes: int) -> None:
         self.waits_for = peer
@@ -78,7 +84,6 @@ class GlooLayer:
         timeout = timedelta(seconds=self.timeout_s)
         for self.waits_for, work in self._works:  # noqa: B020 - whoever catches an error reads it
             work.wait(timeout)
-        self._works = []
 
     def combine(self, dtype: int, op: int, a: int, b: int, out: int, nbytes: int) -> None:
         _engine.combine(dtype, op, out, a, b, nbytes // _ITEM_BYTES[dtype])

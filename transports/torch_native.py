@@ -8,7 +8,6 @@ from typing import Any
 
 from transports.program import DTYPES, OPS, Native, Place, Program
 from transports.torch_layer import TORCH_TYPES, CudaLayer, GlooLayer, tensor_at
-from transports.tracing import TracedStep
 
 __all__ = ["NATIVES", "NativeCall", "refusal"]
 
@@ -43,11 +42,8 @@ class NativeCall:
     def __init__(self, torch: Any, program: Program, rank: int, size: int) -> None:
         self.torch, self.program, self.rank, self.size = torch, program, rank, size
 
-    def run(
-        self, layer: GlooLayer | CudaLayer, addresses: Sequence[int], trace: list[TracedStep] | None = None
-    ) -> None:
-        """Makes one call for each array. On Gloo it returns when they have ended, on NCCL they are on the stream. Of
-        their steps, there is nothing to `trace`."""
+    def run(self, layer: GlooLayer | CudaLayer, addresses: Sequence[int]) -> None:
+        """Makes one call for each array. On Gloo it returns when they have ended, on NCCL they are on the stream."""
         for native in self.program.native:
             _Array(self, layer, native, addresses).run()
 

@@ -168,6 +168,7 @@ def serve(control: socket.socket) -> tuple[dict[str, Any], socket.socket] | None
                     os.waitpid(json.loads(text)["reap"], 0)
                     continue
                 load(json.loads(text)["module"])  # here, so that its ranks find it done
+                gc.freeze()  # nor need they look through all of it for garbage, which takes a second where torch is
                 pid = os.fork()
                 if pid == 0:
                     control.close()

@@ -29,10 +29,15 @@ class Line:
     def __init__(self, rank: int, wires: Any) -> None:
         self.rank, self.wires, self.log, self.number = rank, wires, [], 0
         self.memory = np.empty(0, np.uint8)
+        self.expected: list[Any] = []
 
     def begin(self) -> None:
         self.sends: list[Any] = []
-        self.recvs: list[Any] = []
+        self.recvs, self.expected = self.expected, []
+
+    def expect(self, peer: int, address: int, nbytes: int) -> None:
+        self.expected.append((peer, at(address, nbytes)))
+        at(address, nbytes)[:] = 0x5A  # here too
 
     def send(self, peer: int, address: int, nbytes: int) -> None:
         self.sends.append((peer, at(address, nbytes)))
@@ -75,8 +80,11 @@ def programs(collective: str, name: str, size: int, rows: tuple[int, ...], root:
     return found
 
 
+@pytest.mark.parametrize("early", [False, True])
 @pytest.mark.parametrize(("collective", "name"), NAMED)
-def test_every_algorithm_runs_group_by_group(collective: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_algorithm_runs_group_by_group(
+    collective: str, name: str, early: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("collectives.rounds._GROUP_BYTES", 64)  # so that small messages are cut
     schedule.cache_clear()
     for size in range(1, 10):
@@ -88,13 +96,13 @@ def test_every_algorithm_runs_group_by_group(collective: str, name: str, monkeyp
         parts = tuple(37 * (1 + i * 7 % 5) * (i != 1) for i in range(size))
         whole = collective in ("all_reduce", "reduce", "broadcast", "barrier", "scan", "exscan")
         rows = (1777,) * blocks if whole or collective == "all_to_all" else parts
-        check(collective, programs(collective, name, size, rows, root), rows, root)
+        check(collective, programs(collective, name, size, rows, root), rows, root, early=early)
     schedule.cache_clear()
 
 
-def check(collective: str, made: list[Program], rows: tuple[int, ...], root: int) -> None:
+def check(collective: str, made: list[Program], rows: tuple[int, ...], root: int, *, early: bool) -> None:
     size = len(made)
-    groups = [Groups(program) for program in made]  # which asserts that nothing waits inside of a group
+    groups = [Groups(program, early=early) for program in made]  # which asserts that nothing waits inside of a group
     seen: defaultdict[Any, list[int]] = defaultdict(list)
     for rank, program in enumerate(made):
         for step, row in enumerate(program.steps.tolist()):
@@ -121,7 +129,9 @@ def check(collective: str, made: list[Program], rows: tuple[int, ...], root: int
     def live(rank: int) -> None:
         try:
             scratch = np.empty(made[rank].scratch_bytes + 1, np.uint8)
-            groups[rank].run(Line(rank, wires), [a.ctypes.data for a in (inputs[rank], results[rank], scratch)])
+            line = Line(rank, wires)
+            addresses = [a.ctypes.data for a in (inputs[rank], results[rank], scratch)]
+            groups[rank].run(line, addresses, expect=line.expect if early else None)
         except BaseException as error:
             errors.append(error)
 
