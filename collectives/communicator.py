@@ -44,7 +44,8 @@ __all__ = ["Communicator"]
 _log = logging.getLogger("treering")
 _MOST_PROGRAMS = 4096
 _ALIGN_BYTES = 64
-_BY_STAGING = frozenset({"cuda"})
+_NOTHING: frozenset[str] = frozenset()
+_BY_STAGING: frozenset[str] = frozenset({"cuda"})
 
 
 class Communicator(Calls):
@@ -89,7 +90,7 @@ class Communicator(Calls):
         self._parent: Communicator | None = None  # lives as long: its listener takes the connections of both
         self._closed = self._tracing = False
         # What it takes by way of the host's memory (staging.py) comes on top.
-        self._takes = transport.devices | (_BY_STAGING if "cpu" in transport.devices else frozenset())
+        self._takes = transport.devices | (_BY_STAGING if "cpu" in transport.devices else _NOTHING)
         self._staging = Staging(transport)
         self._table = transport.quick_calls()
         if self._table is not None:
