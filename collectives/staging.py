@@ -162,9 +162,7 @@ class Staging:
         gpu, memory = line.gpu, line.gpu.bytes_of(data)
         line.reserve(nbytes if sends else 0, 0 if sends else nbytes)
         host = line.host_in[0] if sends else line.free_out(0)
-        ready = gpu.record(gpu.current_stream())
-        gpu.wait(line.down, ready)
-        gpu.wait(line.up, ready)
+        gpu.wait(line.down if sends else line.up, gpu.record(gpu.current_stream()))
         if sends:
             gpu.copy(line.down, memory, 0, host, 0, nbytes)
             gpu.synchronize(gpu.record(line.down))
@@ -219,8 +217,7 @@ class Staging:
         line, gpu = call.line, call.line.gpu
         try:
             line.reserve(call.in_bytes, call.out_bytes)
-            gpu.wait(line.down, ready)
-            gpu.wait(line.up, ready)  # what the stream was given may read or write what the result overwrites
+            gpu.wait(line.down, ready)  # and nothing goes up before the first piece came down
             coming = line.bring_down(0, call.pieces[0].down)
             for k, piece in enumerate(call.pieces):
                 came = coming
