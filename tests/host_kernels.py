@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import subprocess
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,7 +17,7 @@ static const Index blockIdx{0}, blockDim{1}, threadIdx{0}, gridDim{1};
 """
 
 
-@lru_cache(maxsize=None)
+@cache
 def compiled(source: str) -> Any:
     """The function `kernel` of a source."""
     with TemporaryDirectory(prefix="treering-kernel-") as folder:
