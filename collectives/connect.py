@@ -25,10 +25,7 @@ from transports.failures import Names
 __all__ = ["connect", "connect_threads"]
 
 _ENGINE = ("auto", "shm", "tcp")
-_OURS = {
-    "mpi": "transports.mpi",
-    "cupy": "transports.cupy_nccl",
-}  # imported when they are asked for: what they need is imported with them
+_OURS = {"mpi": "transports.mpi", "cupy": "transports.cupy_nccl"}  # imported, with what they need, when asked for
 _ENTRY_POINTS = "treering.transports"
 _open: weakref.WeakSet[Communicator] = weakref.WeakSet()
 
@@ -83,8 +80,9 @@ def connect(
     address          the address or network interface to listen on (TREERING_ADDRESS), or several, in a sequence or
                      with commas: "eth1,eth2"; lanes are spread over them
     transport        "auto": shared memory within a host, TCP between hosts; "shm", "tcp": that one only. "mpi": MPI
-                     through mpi4py, "cupy": NCCL through CuPy. Any other name is that of a transport which a package has registered as an entry
-                     point (transports/README.md). secret, address, lanes and ring_bytes are for the first three
+                     through mpi4py; "cupy": NCCL through CuPy. Any other name is that of a transport which a package
+                     has registered as an entry point (transports/README.md). secret, address, lanes and ring_bytes are
+                     for the first three
     lanes            TCP connections and rings per peer over which a large message is spread; at least one for each
                      address
     ring_bytes       memory of one direction of a shared-memory lane, a power of two, at least 4096

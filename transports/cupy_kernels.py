@@ -117,10 +117,7 @@ def source(dtype: str, op: str) -> str:
         }  # fmt: skip
     else:
         how = _WORDS[op]
-        if wide:
-            how = how.replace("wide", "(W)")
-        else:
-            how = how.replace("wide", "")
+        how = how.replace("wide", "(W)" if wide else "")
         words = {
             "pointers": "const T* a, const T* b", "parameters": "T x, T y", "addresses": "(Size)a | (Size)b",
             "load": "Pack<T> x = ((const Pack<T>*)a)[i], y = ((const Pack<T>*)b)[i];",

@@ -129,9 +129,7 @@ class CupyTransport:
     def compile(self, program: Program, timeout_s: float, device: Device = CPU) -> Any:
         if device.kind == "cpu":
             if program.native:
-                raise UnsupportedError(
-                    "NCCL takes arrays on a GPU only: algorithm='native' is not for those of the CPU"
-                )
+                raise UnsupportedError("NCCL takes arrays on a GPU only: choose another algorithm for those of the CPU")
             return self._engine.compile(program, timeout_s)
         self.check()
         self.ready(device, timeout_s)
@@ -363,7 +361,7 @@ class _Layer:
     def __init__(self, cupy: Any, comm: Any, kernels: Kernels, staging: Callable[[int], int], stream: Any) -> None:
         self._stream, self._ptr = stream, stream.ptr
         self._comm, self._nccl, self._kernels = comm, cupy.cuda.nccl, kernels
-        self._runtime, self.staging = cupy.cuda.runtime, staging
+        self._runtime, self._staging = cupy.cuda.runtime, staging
 
     def begin(self) -> None:
         self._nccl.groupStart()
@@ -387,13 +385,18 @@ class _Layer:
     def divide(self, dtype: int, a: int, out: int, nbytes: int, divisor: int) -> None:
         self._kernels.divide(self._stream, dtype, a, out, nbytes, divisor)
 
+    def staging(self, nbytes: int) -> int:
+        return self._staging(nbytes)
+
 
 class _OnStream:
     """A call that was handed to a stream; `finished` is set when it has ended, well or with the communicator."""
 
     def __init__(self, began: Any, ended: Any, told: Any, timeout_s: float) -> None:
         self._began, self._ended, self._told, self._timeout_s = began, ended, told, timeout_s
-        self._since_s: float | None = None  # when the stream was seen to have come to it
+        self._since_s: float | None = (
+            None  # when the stream was seen to have come to it, once all ranks had made the call
+        )
         self.finished = threading.Event()
 
     def has_ended(self) -> bool:
@@ -401,8 +404,10 @@ class _OnStream:
         found out, and DeadlineExceeded."""
         if self._told is not None and self._told.wait(0.0):
             self._told = None
+        if self._told is not None:
+            return False  # and the engine counts, which names whom it waits for
         if self._ended.done:
-            return self._told is None
+            return True
         now = time.monotonic()
         if self._since_s is None and self._began.done:
             self._since_s = now
