@@ -170,7 +170,7 @@ class FakeCupy(ModuleType):
     def RawModule(self, *, code: str, options: Any) -> Any:  # noqa: N802
         def run(grid: Any, block: Any, args: Any, *, stream: Any) -> None:
             assert all(0 < n <= 4096 for n in (*grid, *block))
-            stream.give(lambda: host_kernels.launch(code, args))
+            stream.give(lambda: host_kernels.launch(host_kernels.kernel(code), args))
 
         assert "--fmad=false" in options
         return SimpleNamespace(get_function=lambda name: run)

@@ -17,17 +17,27 @@ static const Index blockIdx{0}, blockDim{1}, threadIdx{0}, gridDim{1};
 """
 
 
-@cache
-def compiled(source: str) -> Any:
-    """The function `kernel` of a source."""
+def compiled(sources: tuple[str, ...]) -> list[Any]:
+    """The function `kernel` of each source."""
+    text = _HEADER + "".join(
+        f"namespace n{i} {{ {source.replace('void kernel(', f'void kernel{i}(')} }}\n"
+        for i, source in enumerate(sources)
+    )
     with TemporaryDirectory(prefix="treering-kernel-") as folder:
-        text, library = Path(folder, "kernel.cpp"), Path(folder, "kernel.so")
-        text.write_text(_HEADER + source)
+        written, library = Path(folder, "kernel.cpp"), Path(folder, "kernel.so")
+        written.write_text(text)
         flags = ["-std=c++17", "-O1", "-ffp-contract=off", "-shared", "-fPIC", "-fno-strict-aliasing", "-w"]
-        subprocess.run(["g++", *flags, str(text), "-o", str(library)], check=True, timeout=60)
-        return ctypes.CDLL(str(library)).kernel
+        subprocess.run(["g++", *flags, str(written), "-o", str(library)], check=True, timeout=60)
+        loaded = ctypes.CDLL(str(library))
+        return [loaded[f"kernel{i}"] for i in range(len(sources))]
 
 
-def launch(source: str, args: tuple[Any, ...]) -> None:
+@cache
+def kernel(source: str) -> Any:
+    """The function of one source, compiled once."""
+    return compiled((source,))[0]
+
+
+def launch(function: Any, args: tuple[Any, ...]) -> None:
     """Runs it on numbers of 64 bits, as CuPy hands them over."""
-    compiled(source)(*(ctypes.c_uint64(int(a) % 2**64) for a in args))
+    function(*(ctypes.c_uint64(int(a) % 2**64) for a in args))

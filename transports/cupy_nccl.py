@@ -394,9 +394,7 @@ class _OnStream:
 
     def __init__(self, began: Any, ended: Any, told: Any, timeout_s: float) -> None:
         self._began, self._ended, self._told, self._timeout_s = began, ended, told, timeout_s
-        self._since_s: float | None = (
-            None  # when the stream was seen to have come to it, once all ranks had made the call
-        )
+        self._since_s: float | None = None  # when all ranks had called, and the stream come to it
         self.finished = threading.Event()
 
     def has_ended(self) -> bool:
