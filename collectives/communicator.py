@@ -8,6 +8,7 @@ import logging
 import weakref
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -25,6 +26,7 @@ from collectives.measure import Meter, measure
 from collectives.measurement import Measurement
 from collectives.resolve import Operands, check_apart, check_taken, device_of, make_program, operands, overlap
 from collectives.rules import Rule, read_rules
+from collectives.staging import Staging
 from collectives.tune import KIND as TUNING
 from collectives.tune import TUNED, TUNED_SIZES, tune
 from collectives.tuning import Tuning
@@ -42,6 +44,8 @@ __all__ = ["Communicator"]
 _log = logging.getLogger("treering")
 _MOST_PROGRAMS = 4096
 _ALIGN_BYTES = 64
+_NOTHING: frozenset[str] = frozenset()
+_BY_STAGING: frozenset[str] = frozenset({"cuda"})
 
 
 class Communicator(Calls):
@@ -85,12 +89,15 @@ class Communicator(Calls):
         self._children: weakref.WeakSet[Communicator] = weakref.WeakSet()
         self._parent: Communicator | None = None  # lives as long: its listener takes the connections of both
         self._closed = self._tracing = False
+        # What it takes by way of the host's memory (staging.py) comes on top.
+        self._takes = transport.devices | (_BY_STAGING if "cpu" in transport.devices else _NOTHING)
+        self._staging = Staging(transport)
         self._table = transport.quick_calls()
         if self._table is not None:
             self._quick = self._table.call
         # One that is dropped, or still there when the process ends, says goodbye all the same: the peers can tell an
         # end from a crash. Calls in progress end before their arrays go.
-        self._let_go = weakref.finalize(self, _let_go, transport, on_close)
+        self._let_go = weakref.finalize(self, _let_go, transport, self._staging, on_close)
         self.prepare = _Prepared(self, reproducible)
         self._started = _StartedCalls(self, reproducible)
 
@@ -169,16 +176,14 @@ class Communicator(Calls):
         self._check_open()
         if not 0 <= peer < self.size or peer == self.rank:
             raise ValueError(f"peer={peer} is not another rank: this is rank {self.rank} of {self.size}")
-        if data.device != CPU:
-            raise TypeError(f"an array on {data.device}: send and recv take arrays in CPU memory")
-        check_taken(data.device, self._transport.devices, self.transport)
-        dtype = DTYPES[data.dtype][0]
-        limit = self._limit(timeout_s)
-        self._transport.message(sends, peer, dtype, data.elements, data.nbytes, limit, data.address)
+        check_taken(data.device, self._takes, self.transport)
+        self._staging.message(sends, peer, DTYPES[data.dtype][0], data, self._limit(timeout_s))
 
     def _call(self, request: Request) -> Any:
         resolved = self._resolve(request)
-        self._transport.run(resolved.compiled, resolved.timeout_s, *resolved.buffers)
+        self._staging.run(resolved.compiled, resolved.timeout_s, *resolved.buffers)
+        if self._table is not None:
+            self._quick = self._table.call
         self._remember(request, resolved)
         return resolved.result
 
@@ -208,22 +213,20 @@ class Communicator(Calls):
         arrays = [operands(request, x, o, self.rank, self.size) for x, o in zip(xs, outs, strict=True)]
         if several:
             check_apart(arrays)
-        device = device_of(arrays, self._transport.devices, self.transport)
-        key = (request._replace(x=None, out=None, timeout_s=None), tuple(map(_layout, arrays)), several, device)
-        known = self._programs.get(key)
-        if known is None:
-            program = make_program(
-                request, arrays, self.rank, self.size, self._chooser, self._names, self._lanes, self._transport.grouped
-            )
-            known = self._transport.compile(program, limit, device), program.scratch_bytes
-            if len(self._programs) >= _MOST_PROGRAMS:
-                self._programs.clear()
-            self._programs[key] = known
-        compiled, scratch_bytes = known
+        device = device_of(arrays, self._takes, self.transport)
         results = [a.make() if a.make else o if a.result else None for o, a in zip(outs, arrays, strict=True)]
+        views = [
+            a.result or (view(result) if result is not None else None)
+            for a, result in zip(arrays, results, strict=True)
+        ]
+        single = None if several else arrays[0]
+        result = None if request.collective == "barrier" else results if several else results[0]
+        if device.kind not in self._transport.devices:
+            compiled = self._staging.stage(request, arrays, views, partial(self._piece, limit))
+            return _Resolved(compiled, limit, [], result, (arrays, results), single)
+        compiled, scratch_bytes = self._compiled(request, arrays, several, device, limit)
         buffers: list[int] = []
-        for array, result in zip(arrays, results, strict=True):
-            to = array.result or (view(result) if result is not None else None)
+        for array, to in zip(arrays, views, strict=True):
             buffers += [array.input.address if array.input else 0, to.address if to else 0]
         if device == CPU:
             rest: Any = self._scratch_of(scratch_bytes)
@@ -231,9 +234,27 @@ class Communicator(Calls):
         else:
             rest = self._scratch_on(device, arrays[0].model, scratch_bytes)
             buffers.append(rest.address)
-        single = None if several else arrays[0]
-        result = None if request.collective == "barrier" else results if several else results[0]
         return _Resolved(compiled, limit, buffers, result, (arrays, results, rest), single)
+
+    def _compiled(
+        self, request: Request, arrays: list[Operands], several: bool, device: Device, limit_s: float
+    ) -> tuple[Any, int]:
+        """What the transport made of a call, and the bytes of scratch memory that it needs."""
+        key = (request._replace(x=None, out=None, timeout_s=None), tuple(map(_layout, arrays)), several, device)
+        known = self._programs.get(key)
+        if known is None:
+            program = make_program(
+                request, arrays, self.rank, self.size, self._chooser, self._names, self._lanes, self._transport.grouped
+            )
+            known = self._transport.compile(program, limit_s, device), program.scratch_bytes
+            if len(self._programs) >= _MOST_PROGRAMS:
+                self._programs.clear()
+            self._programs[key] = known
+        return known
+
+    def _piece(self, limit_s: float, request: Request, arrays: list[Operands]) -> tuple[Any, Any]:
+        compiled, scratch_bytes = self._compiled(request, arrays, len(arrays) > 1, CPU, limit_s)
+        return compiled, self._scratch_of(scratch_bytes)
 
     def _scratch_of(self, nbytes: int) -> np.ndarray[Any, Any]:
         """Scratch memory shared by all calls, which never run at the same time; a call keeps the one it began with."""
@@ -256,7 +277,9 @@ class Communicator(Calls):
         """Starts a call in the background; `all_reduce_async` and its like come here."""
         resolved = self._resolve(request)
         self._pending = [(s, keep) for s, keep in self._pending if not s.has_ended()]
-        started = self._transport.start(resolved.compiled, resolved.timeout_s, *resolved.buffers)
+        started = self._staging.start(resolved.compiled, resolved.timeout_s, *resolved.buffers)
+        if self._staging.busy:
+            self._quick = Calls._quick  # which does not ask what was started
         self._pending.append((started, resolved.keep))
         return Work(started, resolved.result, f"{request.collective} on rank {self.rank}")
 
@@ -268,7 +291,7 @@ class Communicator(Calls):
                 "a prepared call reads x where it is, but this x is not contiguous (or a lazy conjugate or negative): "
                 "prepare the call on a contiguous copy and fill that before each call"
             )
-        return self._transport.prepare(r.compiled, r.timeout_s, r.result, r.keep, *r.buffers)
+        return self._staging.prepare(r.compiled, r.timeout_s, r.result, r.keep, *r.buffers)
 
     def _limit(self, timeout_s: float | None) -> float:
         limit = self.timeout_s if timeout_s is None else timeout_s
@@ -294,6 +317,7 @@ class Communicator(Calls):
             yield calls
         finally:
             self._tracing = False
+            self._staging.settle()
             calls += self._transport.stop_trace()
 
     # ---------------------------------------------------------------- groups
@@ -492,6 +516,7 @@ class Communicator(Calls):
     def forked(self) -> None:
         """For a child process made by fork: this communicator is the parent's, and raises UnsupportedError here."""
         self._transport.forked()
+        self._staging.forked()
         for child in list(self._children):
             child.forked()
         if self._on_fork is not None:
@@ -530,10 +555,13 @@ class Communicator(Calls):
             raise CommunicatorBroken("the communicator was closed before this call")
 
 
-def _let_go(transport: Transport, on_close: Callable[[], None] | None) -> None:
-    transport.close()
-    if on_close is not None:
-        on_close()
+def _let_go(transport: Transport, staging: Staging, on_close: Callable[[], None] | None) -> None:
+    try:
+        transport.close()
+        staging.close()
+    finally:
+        if on_close is not None:
+            on_close()
 
 
 class _Resolved(NamedTuple):

@@ -21,7 +21,17 @@ from transports.base import CPU, Device
 from transports.failures import Names
 from transports.program import DTYPES, OPS, Action, Call, Kind, Native, Place, Program, build
 
-__all__ = ["Operands", "check_apart", "check_taken", "device_of", "make_program", "operands", "overlap"]
+__all__ = [
+    "Operands",
+    "check_apart",
+    "check_taken",
+    "device_of",
+    "make_program",
+    "operands",
+    "overlap",
+    "total_bytes",
+    "would_be_overwritten",
+]
 
 _REDUCING = frozenset({"all_reduce", "reduce", "reduce_scatter", "scan", "exscan"})
 _ALIGN_BYTES = 64
@@ -198,9 +208,8 @@ def make_program(
     Buffers of the program: for array i, 2i is its input and 2i + 1 its result; the last one is scratch.
     """
     name = request.collective
-    total_bytes = sum(_whole(name, a.blocks, size) * a.model.item_bytes for a in arrays)
     root = request.root if COLLECTIVES[name].rooted else 0
-    algorithm = _algorithm(request, arrays, total_bytes, root, chooser)
+    algorithm = _algorithm(request, arrays, total_bytes(name, arrays, size), root, chooser)
     if algorithm == NATIVE:
         return _native_program(request, arrays, rank, size, root, names)
     the_plan = _plan(request, algorithm, size, root, chooser)
@@ -208,7 +217,7 @@ def make_program(
     scratch_buffer, scratch_bytes = 2 * len(arrays), 0
     for i, array in enumerate(arrays):
         layout = _layout(request, array, i, Place(scratch_buffer, scratch_bytes))
-        if array.input is not None and _would_be_overwritten(name, array, rank, size, root):
+        if array.input is not None and would_be_overwritten(name, array, rank, size, root):
             nbytes, copy = array.input.nbytes, layout.scratch
             actions.append(Action(Kind.COPY, nbytes, a=layout.input, out=copy))
             scratch_bytes += -(-nbytes // _ALIGN_BYTES) * _ALIGN_BYTES
@@ -223,19 +232,19 @@ def make_program(
     )  # fmt: skip
 
 
-def _algorithm(request: Request, arrays: list[Operands], total_bytes: int, root: int, chooser: Chooser) -> str:
+def _algorithm(request: Request, arrays: list[Operands], nbytes: int, root: int, chooser: Chooser) -> str:
     """The name of the algorithm of a call. Raises ValueError for a native one that there is not."""
     name, algorithm = request.collective, request.algorithm.removeprefix(REPRODUCIBLE)
     reproducible, wanted = algorithm != request.algorithm, algorithm == NATIVE
     if algorithm == "auto":
-        algorithm = chooser.choose(name, total_bytes, reproducible)
+        algorithm = chooser.choose(name, nbytes, reproducible)
     if algorithm != NATIVE:
         return algorithm
     refusals = [chooser.refuses(_native(request, array, i, root)) for i, array in enumerate(arrays)]
     trouble = next(filter(None, refusals), "its order is its own" if reproducible else "")
     if trouble and wanted:
         raise ValueError(f"algorithm='native' is not to be had for this {name}: {trouble}")
-    return chooser.choose(name, total_bytes, reproducible, native=False) if trouble else NATIVE
+    return chooser.choose(name, nbytes, reproducible, native=False) if trouble else NATIVE
 
 
 def _native_program(request: Request, arrays: list[Operands], rank: int, size: int, root: int, names: Names) -> Program:
@@ -287,6 +296,11 @@ def _contributors(collective: str, rank: int, size: int, root: int) -> int:
     return max((spec.promise(rank, b, size, root)[0].bit_count() for b in spec.outputs(rank, size, root)), default=1)
 
 
+def total_bytes(collective: str, arrays: list[Operands], size: int) -> int:
+    """Size of the arrays that a call is about; the same on every rank, but for an all_to_all with sizes."""
+    return sum(_whole(collective, a.blocks, size) * a.model.item_bytes for a in arrays)
+
+
 def _whole(collective: str, blocks: tuple[int, ...], size: int) -> int:
     """Elements of the array a collective is about: half the blocks of all_to_all are what comes back."""
     return sum(blocks[:size]) if collective == "all_to_all" else sum(blocks)
@@ -313,7 +327,7 @@ def _places(x: ArrayView, out: ArrayView, mine: Place, result: Place) -> tuple[P
     return mine, Place(mine.buffer, out.address - x.address)
 
 
-def _would_be_overwritten(collective: str, array: Operands, rank: int, size: int, root: int) -> bool:
+def would_be_overwritten(collective: str, array: Operands, rank: int, size: int, root: int) -> bool:
     """Whether the result lies over the input where a plan does not expect it, so that a copy must be worked on.
 
     Plans work in place where each block of the result takes the place of the same block of the input; all_to_all has

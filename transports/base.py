@@ -131,9 +131,10 @@ class Transport(Protocol):
         ...
 
     def message(
-        self, sends: bool, peer: int, dtype: int, count: int, nbytes: int, timeout_s: float, data: Buffer
-    ) -> None:
-        """Sends one message to the peer, or receives one; in order per pair and direction."""
+        self, sends: bool, peer: int, dtype: int, count: int, nbytes: int, timeout_s: float, data: Buffer,
+        device: Device = CPU,
+    ) -> None:  # fmt: skip
+        """Sends one message to the peer, or receives one, on that device; in order per pair and direction."""
         ...
 
     def empty(self, nbytes: int) -> memoryview:

@@ -133,14 +133,15 @@ class PortableTransport:
         return None
 
     def message(
-        self, sends: bool, peer: int, dtype: int, count: int, nbytes: int, timeout_s: float, data: Buffer
-    ) -> None:
+        self, sends: bool, peer: int, dtype: int, count: int, nbytes: int, timeout_s: float, data: Buffer,
+        device: Device = CPU,
+    ) -> None:  # fmt: skip
         kind = Kind.SEND if sends else Kind.RECV
         row = (kind, peer, MESSAGE_LANE, dtype, 0, 1, 0, 0, 0, 0, 0, 0, nbytes, 0, 0)
         none = np.empty((0, 4), np.int64)
         program = Program(Call(0, dtype, 0, -1, count, 0), np.array([row], np.int64), none, 1, 0)
         number = self._messages[sends, peer] = self._messages.get((sends, peer), 0) + 1
-        self._take_turn(self.compile(program, timeout_s), timeout_s, (data,), number)
+        self._take_turn(self.compile(program, timeout_s, device), timeout_s, (data,), number)
 
     def start_trace(self) -> None:
         with self._turn:

@@ -149,8 +149,11 @@ class TorchTransport(PortableTransport):
         return "there is one rank only" if self.size == 1 else refusal(native)
 
     def message(
-        self, sends: bool, peer: int, dtype: int, count: int, nbytes: int, timeout_s: float, data: Buffer
-    ) -> None:
+        self, sends: bool, peer: int, dtype: int, count: int, nbytes: int, timeout_s: float, data: Buffer,
+        device: Device = CPU,
+    ) -> None:  # fmt: skip
+        if device != CPU:
+            raise UnsupportedError(f"send and recv of this transport take arrays in CPU memory, not on {device}")
         with self._turn:
             self._side.message(sends, peer, dtype, count, nbytes, timeout_s, data)
 

@@ -121,8 +121,9 @@ class EngineTransport:
         ]
 
     def message(
-        self, sends: bool, peer: int, dtype: int, count: int, nbytes: int, timeout_s: float, data: Buffer
-    ) -> None:
+        self, sends: bool, peer: int, dtype: int, count: int, nbytes: int, timeout_s: float, data: Buffer,
+        device: Device = CPU,
+    ) -> None:  # fmt: skip
         key = (sends, peer, dtype, count, nbytes)
         doing = f"{'send to' if sends else 'recv from'} rank {peer}"
         program = self._messages.get(key)
