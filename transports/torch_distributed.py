@@ -373,9 +373,11 @@ def _on_sizes(program: Program, rank: int, size: int) -> list[Program]:
     of what goes both ways between the two. Gloo ends the process where a message is longer than its receive."""
     sends: list[list[int]] = [[] for _ in range(size)]
     recvs: list[list[int]] = [[] for _ in range(size)]
-    for row in program.steps.tolist():
+    rows: list[list[int]] = program.steps.tolist()
+    for row in rows:
         if row[0] <= Kind.RECV_REDUCE:
-            (sends if row[0] == Kind.SEND else recvs)[row[1]].append(row[12])
+            way = sends if row[0] == Kind.SEND else recvs
+            way[int(row[1])].append(int(row[12]))
     for native in program.native:
         for peer in range(size):
             sends[peer].append(native.blocks[peer] * native.item_bytes)
