@@ -21,6 +21,7 @@ import ctypes
 import importlib
 import json
 import socket
+import zlib
 from collections.abc import Sequence
 from datetime import timedelta
 from time import monotonic, sleep
@@ -103,7 +104,7 @@ def _of_default_group(torch: Any, launch: Launch) -> Launch:
 
 class _Compiled(NamedTuple):
     program: Program
-    check: Any  # the engine's, for the agreement
+    checks: tuple[Any, ...]  # the engine's, for the agreement
     work: Groups | NativeCall
     device: Device
     stream: Any = None  # the caller's, where a call on a GPU runs on another thread
@@ -135,10 +136,13 @@ class TorchTransport(PortableTransport):
         self._agreeing: Any = None  # the same in the background, for a call on a GPU
 
     def compile(self, program: Program, timeout_s: float, device: Device = CPU) -> _Compiled:
-        check = self._side.compile(_agreement(program.call, self.rank, self.size), timeout_s)
+        agreements = [_agreement(program.call, self.rank, self.size)]
+        if self._names.collectives[program.call.collective] == "all_to_all" and not program.call.elements:
+            agreements += _on_sizes(program, self.rank, self.size)
+        checks = tuple(self._side.compile(agreement, timeout_s) for agreement in agreements)
         if program.native and self.size > 1:
-            return _Compiled(program, check, NativeCall(self._torch, program, self.rank, self.size), device)
-        return _Compiled(program, check, Groups(program, early=device == CPU), device)
+            return _Compiled(program, checks, NativeCall(self._torch, program, self.rank, self.size), device)
+        return _Compiled(program, checks, Groups(program, early=device == CPU), device)
 
     def start(self, compiled: _Compiled, timeout_s: float, *buffers: Buffer) -> Any:
         if compiled.device != CPU:
@@ -234,14 +238,16 @@ class TorchTransport(PortableTransport):
 
     def _agree(self, compiled: _Compiled, timeout_s: float) -> None:
         """Returns when the neighbours make the same call; on a GPU, when all made the one before."""
-        self._check = compiled.check
+        self._check = compiled.checks[0]
         agreeing, self._agreeing = self._agreeing, None
         if agreeing is not None:
             agreeing.wait(_LONG_S)
         if compiled.device == CPU or compiled.device not in self._layers:
-            self._side.run(compiled.check, timeout_s, self._token)
+            for check in compiled.checks:
+                self._side.run(check, timeout_s, self._token)
         else:
-            self._agreeing = self._side.start(compiled.check, timeout_s, self._token)
+            for check in compiled.checks:
+                self._agreeing = self._side.start(check, timeout_s, self._token)
 
     # ---------------------------------------------------------------- process groups
 
@@ -336,7 +342,7 @@ class TorchTransport(PortableTransport):
             self._await_failure()
         if not self._side.failed:
             kind = FailureKind.DEADLINE if timed_out else FailureKind.LOST
-            self._side.fail(kind, layer.waits_for, waited_s, compiled.check)
+            self._side.fail(kind, layer.waits_for, waited_s, compiled.checks[0])
         self._abort()
         self._side.raise_failure(None, self._names.call(record(self.seq, compiled.program.call)))
 
@@ -363,3 +369,29 @@ def _agreement(call: Call, rank: int, size: int) -> Program:
         actions.append(Action(Kind.RECV, 1, peer=(rank - distance) % size, out=Place(0, 0)))
         distance *= 2
     return build(actions, call, buffers=1)
+
+
+def _on_sizes(program: Program, rank: int, size: int) -> list[Program]:
+    """For an all-to-all whose sizes only two ranks know each: one byte to and from every other rank, with a fingerprint
+    of what goes both ways between the two. Gloo ends the process where a message is longer than its receive."""
+    sends: list[list[int]] = [[] for _ in range(size)]
+    recvs: list[list[int]] = [[] for _ in range(size)]
+    rows: list[list[int]] = program.steps.tolist()
+    for row in rows:
+        if row[0] <= Kind.RECV_REDUCE:
+            way = sends if row[0] == Kind.SEND else recvs
+            way[int(row[1])].append(int(row[12]))
+    for native in program.native:
+        for peer in range(size):
+            sends[peer].append(native.blocks[peer] * native.item_bytes)
+            recvs[peer].append(native.blocks[size + peer] * native.item_bytes)
+    agreements: list[Program] = []
+    for round_ in range(size):
+        peer = (round_ - rank) % size  # whose own is this rank
+        actions: list[Action] = []
+        if peer != rank:
+            actions = [Action(Kind.SEND, 1, peer=peer, a=Place(0, 0)), Action(Kind.RECV, 1, peer=peer, out=Place(0, 1))]
+        ways = (sends[peer], recvs[peer]) if rank < peer else (recvs[peer], sends[peer])
+        call = program.call._replace(extra=zlib.crc32(repr((program.call.extra, ways)).encode()))
+        agreements.append(build(actions, call, buffers=1))
+    return agreements

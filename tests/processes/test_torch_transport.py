@@ -206,6 +206,20 @@ def test_other_calls_are_a_mismatch(ranks: Job) -> None:
             assert told["kinds"][0] == "CommunicatorBroken"
 
 
+def other_sizes(me: Any, algorithm: str) -> None:
+    comm = me.connect(transport="torch", timeout_s=20.0)
+    sends, recvs = [([1, 20_000], [1, 3]), ([3, 4], [10_000, 4])][me.rank]
+    me.attempt(comm.all_to_all, np.ones(sum(sends)), send_sizes=sends, recv_sizes=recvs, algorithm=algorithm)
+
+
+@pytest.mark.parametrize("algorithm", ["auto", "native"])
+def test_sizes_that_two_ranks_disagree_on_are_a_mismatch(ranks: Job, algorithm: str) -> None:
+    with ranks(2, other_sizes, algorithm) as job:
+        for told in job.hear_all("raised"):
+            assert told["kinds"][0] == "MismatchError"
+            assert "all_to_all" in told["text"]
+
+
 def one_stays_away(me: Any) -> None:
     comm = me.connect(transport="torch", timeout_s=20.0)
     comm.all_reduce(np.ones(10))
