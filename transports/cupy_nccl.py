@@ -279,7 +279,9 @@ class CupyTransport:
     # ---------------------------------------------------------------- failing
 
     def look_for_errors(self) -> None:
-        """Raises TransportError for what NCCL has found out meanwhile."""
+        """Raises what the side channel or NCCL has found out meanwhile: lost ranks, failures of others."""
+        if self._engine.failed and self._cause is None:
+            self._engine.raise_failure(None, "a call on a GPU")
         try:
             if self._comm is not None and self._cause is None:
                 self._comm.check_async_error()
@@ -291,9 +293,13 @@ class CupyTransport:
         with self._lock:
             if self._cause is not None or self._closed:
                 return
-            self._cause = cause
+            # Of two threads that hear of a failure from the engine, the second is told that it is known.
+            first = cause.__cause__ if isinstance(cause, CommunicatorBroken) else None
+            self._cause = first if isinstance(first, CollectiveError) else cause
         if self._comm is not None:
             self._comm.abort()
+        if self._told and not self._engine.failed:
+            self._engine.revoke(next(iter(self._told.values())))
         self._engine.close()
 
     def check(self) -> None:

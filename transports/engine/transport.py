@@ -213,6 +213,13 @@ class EngineTransport:
             self._links.spread(culprit)
         raise cause
 
+    def revoke(self, compiled: _Compiled) -> None:
+        """Breaks the communicator on every rank, as something beside the engine has failed in that call here: the
+        others hear that this rank has left."""
+        self._engine.fail(
+            FailureKind.LEFT, self.rank, Reason.SILENT, 0.0, compiled.native, self._engine.seq
+        )  # fmt: skip
+
     @property
     def failed(self) -> bool:
         """Whether the communicator is broken or closed."""
