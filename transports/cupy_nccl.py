@@ -21,7 +21,8 @@ import queue
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -174,13 +175,13 @@ class CupyTransport:
             with self._cupy.cuda.Device(self._device.number):
                 self._hand_over(compiled, timeout_s, buffers, self._cupy.cuda.get_current_stream())
         else:
-            self.check()
-            self._engine.run(compiled, timeout_s, *buffers)
+            with self._by_engine():
+                self._engine.run(compiled, timeout_s, *buffers)
 
     def start(self, compiled: Any, timeout_s: float, *buffers: Buffer) -> Any:
         if not isinstance(compiled, _Compiled):
-            self.check()
-            return self._engine.start(compiled, timeout_s, *buffers)
+            with self._by_engine():
+                return self._engine.start(compiled, timeout_s, *buffers)
         with self._cupy.cuda.Device(self._device.number):
             ready = self._cupy.cuda.Event(disable_timing=True)
             ready.record(self._cupy.cuda.get_current_stream())
@@ -234,12 +235,8 @@ class CupyTransport:
     def _hand_over(self, compiled: _Compiled, timeout_s: float, buffers: Sequence[Buffer], stream: Any) -> _OnStream:
         self.check()
         token = np.zeros(1, np.uint8)
-        try:
+        with self._by_engine():
             told = self._engine.start(compiled.told, timeout_s, token)
-        except CollectiveError as error:
-            self.fail(error)
-            self.check()
-            raise
         addresses = [int(b) for b in buffers]
         layer = _Layer(self._cupy, self._comm, self._kernels, self.staging, stream)
 
@@ -277,6 +274,17 @@ class CupyTransport:
         return self._staging[-1].data.ptr
 
     # ---------------------------------------------------------------- failing
+
+    @contextmanager
+    def _by_engine(self) -> Generator[None]:
+        """What the engine raises in here is a failure of this communicator."""
+        self.check()
+        try:
+            yield
+        except CollectiveError as error:
+            self.fail(error)
+            self.check()
+            raise
 
     def look_for_errors(self) -> None:
         """Raises what the side channel or NCCL has found out meanwhile: lost ranks, failures of others."""
