@@ -75,33 +75,31 @@ def connect(
 ) -> Communicator:
     """Joins the other processes of this job and returns the communicator of all of them.
 
-        How the job was started is found out (torchrun, mpirun or mpiexec of Open MPI or MPICH, Slurm's srun, a file store
-        named by TREERING_STORE, or one process; launchers.py has the order), or said by `store` (a directory that all ranks
-        see, or a store object), `rank` and `size`. `repr` of the result tells what was found.
+    How the job was started is found out (torchrun, mpirun or mpiexec of Open MPI or MPICH, Slurm's srun, a file store
+    named by TREERING_STORE, or one process; launchers.py has the order), or said by `store` (a directory that all ranks
+    see, or a store object), `rank` and `size`. `repr` of the result tells what was found.
 
-        secret           at least 16 characters, equal on all ranks; needed when ranks are on several hosts. Without it
-                         this rank listens on this host only. TREERING_SECRET and TREERING_SECRET_FILE give it too.
-        address          the address or network interface to listen on (TREERING_ADDRESS), or several, in a sequence or
-                         with commas: "eth1,eth2"; lanes are spread over them
-        transport        "auto": shared memory within a host, TCP between hosts; "shm", "tcp": that one only. "mpi": MPI
-    _OURS = {  # imported, with what they need, when they are asked for
-        "mpi": "transports.mpi",
-        "torch": "transports.torch_distributed",
-        "cupy": "transports.cupy_nccl",
-    }
-        lanes            TCP connections and rings per peer over which a large message is spread; at least one for each
-                         address
-        ring_bytes       memory of one direction of a shared-memory lane, a power of two, at least 4096
-        reproducible     calls that reduce give the same bits whatever the size of the array, algorithm, transport,
-                         placement and lanes, unless they say reproducible=False (collectives/calls.py)
-        cluster, rules   what "auto" goes by, as for `Communicator.use`; those of rank 0 count on every rank. Beside
-                         them it goes by what earlier jobs on the same hosts have tuned, and without a cluster by what they
-                         have measured
-        timeout_s        how long nothing may move in a call before DeadlineExceeded
-        join_timeout_s   how long to wait for the other ranks here
+    secret           at least 16 characters, equal on all ranks; needed when ranks are on several hosts. Without it
+                     this rank listens on this host only. TREERING_SECRET and TREERING_SECRET_FILE give it too.
+    address          the address or network interface to listen on (TREERING_ADDRESS), or several, in a sequence or
+                     with commas: "eth1,eth2"; lanes are spread over them
+    transport        "auto": shared memory within a host, TCP between hosts; "shm", "tcp": that one only. "mpi": MPI
+                     through mpi4py; "torch": torch.distributed (NCCL, Gloo); "cupy": NCCL through CuPy. Any other name
+                     is that of a transport which a package has registered as an entry point (transports/README.md).
+                     secret, address, lanes and ring_bytes are for the first three
+    lanes            TCP connections and rings per peer over which a large message is spread; at least one for each
+                     address
+    ring_bytes       memory of one direction of a shared-memory lane, a power of two, at least 4096
+    reproducible     calls that reduce give the same bits whatever the size of the array, algorithm, transport,
+                     placement and lanes, unless they say reproducible=False (collectives/calls.py)
+    cluster, rules   what "auto" goes by, as for `Communicator.use`; those of rank 0 count on every rank. Beside
+                     them it goes by what earlier jobs on the same hosts have tuned, and without a cluster by what they
+                     have measured
+    timeout_s        how long nothing may move in a call before DeadlineExceeded
+    join_timeout_s   how long to wait for the other ranks here
 
-        Raises ValueError for arguments or variables that make no sense, RendezvousError naming the ranks that are missing,
-        double or disagree, TransportError when this machine refuses a resource. After an error nothing is left.
+    Raises ValueError for arguments or variables that make no sense, RendezvousError naming the ranks that are missing,
+    double or disagree, TransportError when this machine refuses a resource. After an error nothing is left.
     """
     if not 1 <= lanes <= 8:
         raise ValueError(f"lanes={lanes} must be 1 to 8")

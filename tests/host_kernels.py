@@ -19,10 +19,9 @@ static const Index blockIdx{0}, blockDim{1}, threadIdx{0}, gridDim{1};
 
 def compiled(sources: tuple[str, ...]) -> list[Any]:
     """The function `kernel` of each source."""
-    text = _HEADER + "".join(
-        f"namespace n{i} {{ {source.replace('void kernel(', f'void kernel{i}(')} }}\n"
-        for i, source in enumerate(sources)
-    )
+    text = _HEADER
+    for i, source in enumerate(sources):
+        text += f"namespace n{i} {{ {source.replace('void kernel(', f'void kernel{i}(')} }}\n"
     with TemporaryDirectory(prefix="treering-kernel-") as folder:
         written, library = Path(folder, "kernel.cpp"), Path(folder, "kernel.so")
         written.write_text(text)

@@ -21,7 +21,8 @@ import queue
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -33,7 +34,7 @@ from transports.cupy_native import NATIVES, refusal, run_native
 from transports.endpoint import Endpoint
 from transports.engine.transport import EngineTransport
 from transports.errors import CollectiveError, CommunicatorBroken, DeadlineExceeded, TransportError, UnsupportedError
-from transports.failures import Names
+from transports.failures import FailureKind, Names
 from transports.grouped import Groups
 from transports.launchers import Launch
 from transports.program import DTYPES, Action, Call, Kind, Native, Place, Program, build
@@ -174,13 +175,13 @@ class CupyTransport:
             with self._cupy.cuda.Device(self._device.number):
                 self._hand_over(compiled, timeout_s, buffers, self._cupy.cuda.get_current_stream())
         else:
-            self.check()
-            self._engine.run(compiled, timeout_s, *buffers)
+            with self._by_engine():
+                self._engine.run(compiled, timeout_s, *buffers)
 
     def start(self, compiled: Any, timeout_s: float, *buffers: Buffer) -> Any:
         if not isinstance(compiled, _Compiled):
-            self.check()
-            return self._engine.start(compiled, timeout_s, *buffers)
+            with self._by_engine():
+                return self._engine.start(compiled, timeout_s, *buffers)
         with self._cupy.cuda.Device(self._device.number):
             ready = self._cupy.cuda.Event(disable_timing=True)
             ready.record(self._cupy.cuda.get_current_stream())
@@ -234,12 +235,8 @@ class CupyTransport:
     def _hand_over(self, compiled: _Compiled, timeout_s: float, buffers: Sequence[Buffer], stream: Any) -> _OnStream:
         self.check()
         token = np.zeros(1, np.uint8)
-        try:
+        with self._by_engine():
             told = self._engine.start(compiled.told, timeout_s, token)
-        except CollectiveError as error:
-            self.fail(error)
-            self.check()
-            raise
         addresses = [int(b) for b in buffers]
         layer = _Layer(self._cupy, self._comm, self._kernels, self.staging, stream)
 
@@ -278,8 +275,21 @@ class CupyTransport:
 
     # ---------------------------------------------------------------- failing
 
+    @contextmanager
+    def _by_engine(self) -> Generator[None]:
+        """What the engine raises in here is a failure of this communicator."""
+        self.check()
+        try:
+            yield
+        except CollectiveError as error:
+            self.fail(error)
+            self.check()
+            raise
+
     def look_for_errors(self) -> None:
-        """Raises TransportError for what NCCL has found out meanwhile."""
+        """Raises what the side channel or NCCL has found out meanwhile: lost ranks, failures of others."""
+        if self._engine.failed and self._cause is None:
+            self._engine.raise_failure(None, "a call on a GPU")
         try:
             if self._comm is not None and self._cause is None:
                 self._comm.check_async_error()
@@ -291,9 +301,13 @@ class CupyTransport:
         with self._lock:
             if self._cause is not None or self._closed:
                 return
-            self._cause = cause
+            # Of two threads that hear of a failure from the engine, the second is told that it is known.
+            first = cause.__cause__ if isinstance(cause, CommunicatorBroken) else None
+            self._cause = first if isinstance(first, CollectiveError) else cause
         if self._comm is not None:
             self._comm.abort()
+        if self._told and not self._engine.failed:
+            self._engine.fail(FailureKind.LEFT, self.rank, 0.0, next(iter(self._told.values())))
         self._engine.close()
 
     def check(self) -> None:
