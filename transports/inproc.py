@@ -293,8 +293,10 @@ class _Run:
 
     def _wait(self, version: int, since: float) -> None:
         """Sleeps until something changes; judges departed peers and the deadline."""
-        peers = [self.rows[steps[0]][1] for steps in self.queues.values() if self.rows[steps[0]][1] >= 0]
+        heads = [steps[0] for steps in self.queues.values() if self.rows[steps[0]][1] >= 0]
         with self.hub.changed:
+            # What a peer sent before it left waits here until the steps before it are done.
+            peers = [self.rows[i][1] for i in heads if self._waits_for_peer(i)]
             self.hub.waits_for[self.rank] = peers[0] if peers else -1
             for peer in peers:
                 if peer in self.hub.departed and self.hub.version == version:
@@ -305,6 +307,13 @@ class _Run:
             elif self.hub.version == version:
                 self.hub.changed.wait(min(left, 0.05))
             self.hub.waits_for[self.rank] = -1
+
+    def _waits_for_peer(self, index: int) -> bool:
+        """Whether it is the peer that keeps a transfer from moving, and not other steps of this rank."""
+        kind, peer, lane = self.rows[index][:3]
+        if kind == Kind.SEND:
+            return self._limit(index) > self.done[index]
+        return not self.hub.channels.get((peer, self.rank, lane))
 
     def _judge_deadline(self, peers: list[int]) -> None:
         """Follows who waits for whom to its end: the rank that has not made the call."""

@@ -11,7 +11,7 @@ import os
 import struct
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from transports.base import Buffer
@@ -214,7 +214,7 @@ class Run:
             return
         peers = self._waited_for()
         departed, now = self.control.departed, time.monotonic()
-        gone = [peer for peer in peers if now - max(departed.get(peer, now), now - waited_s) > _LAST_WORDS_S]
+        gone = [peer for peer in self._missing() if now - max(departed.get(peer, now), now - waited_s) > _LAST_WORDS_S]
         if gone:
             self.control.fail(FailureKind.LEFT, gone[0], self._mine())
         elif waited_s >= self.timeout_s:
@@ -225,11 +225,23 @@ class Run:
         raise Failed(self._head())
 
     def _waited_for(self) -> list[int]:
-        """The peers of the steps that are next, receives first: a send may only wait for its receiver to get there."""
-        heads = [
-            (queue.kind != Kind.RECV, queue.peer)
+        """The peers that keep something from moving; where none does, those of the steps that are next."""
+        return self._missing() or self._peers_of(
+            number for number, queue in enumerate(self.what.queues) if self.at[number] < len(queue.steps)
+        )
+
+    def _missing(self) -> list[int]:
+        """The peers to or from which something is under way."""
+        return self._peers_of(
+            number
             for number, queue in enumerate(self.what.queues)
-            if queue.kind != Kind.COPY and (self.at[number] < len(queue.steps) or self.flights[number])
+            if self.flights[number] or any(step in self.headers for step in queue.steps[self.at[number] :][:1])
+        )
+
+    def _peers_of(self, queues: Iterable[int]) -> list[int]:
+        """Of these queues, receives first: a send may only wait for its receiver to get there."""
+        heads = [
+            (q.kind != Kind.RECV, q.peer) for q in map(self.what.queues.__getitem__, queues) if q.kind != Kind.COPY
         ]
         return list(dict.fromkeys(peer for _, peer in sorted(heads)))
 

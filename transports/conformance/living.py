@@ -23,6 +23,7 @@ __all__ = ["CHECKS"]
 CHECKS = Checks()
 
 _FORKED_S = 10.0
+_LATE_S = 0.3
 
 
 @CHECKS("what it says of itself")
@@ -84,25 +85,28 @@ def _(me: Member) -> None:
 
 @CHECKS("leaving when no longer needed", ranks=3)
 def _(me: Member) -> None:
-    """A rank that has done its part may close: what it sent still arrives, and the others go on without it."""
+    """A rank that has done its part may close: what it sent still arrives, also where its turn has not come, and the
+    others go on without it."""
     transport = me.connect()
-    n = 100_000
+    n = 1000
     rest = range(1, me.size)
 
     def first(rank: int) -> list[Action]:
+        """Rank 1 has no use for what rank 0 sends before rank 2 has come, late."""
         if rank == 0:
             return [send(peer, n, (0, 0)) for peer in rest]
-        return [recv(0, n, (0, 0))]
+        turn = [send(1, n, (1, 0))] if rank == 2 else [recv(2, n, (0, 0))] if rank == 1 else []
+        return [*turn, recv(0, n, (0, 0))]
 
     def others(rank: int) -> list[Action]:
         return [] if rank == 0 else [action for action in all_pairs(me.size)(rank) if action.peer]
 
-    compiled = me.compile(transport, first, 1, call_of(n))
-    before, arrays, wanted = me.setting(transport, first, [n])
+    compiled = me.compile(transport, first, 2, call_of(n))
+    before, arrays, wanted = me.setting(transport, first, [n, n])
     me.barrier(transport)
-    if me.rank:
-        time.sleep(0.1)  # most likely rank 0 has gone by then; if not, this checks a little less
-    transport.run(compiled, me.patience_s, arrays[0].address)
+    if me.rank == 2:
+        time.sleep(_LATE_S)  # most likely rank 0 has gone by then; if not, this checks a little less
+    transport.run(compiled, me.patience_s, *(array.address for array in arrays))
     me.compare(before, arrays, wanted)
     if me.rank == 0:
         transport.close()
