@@ -65,7 +65,8 @@ def raise_as_torch(error: CollectiveError) -> NoReturn:
     """Raises the error as torch's type, with the original as its cause."""
     if isinstance(error, RuntimeError):  # it is one already
         raise error
-    raise _CLASSES.get(type(error), BackendError)(str(error)) from error
+    text = f"the timeout ran out: {error}" if isinstance(error, errors.DeadlineExceeded) else str(error)
+    raise _CLASSES.get(type(error), BackendError)(text) from error
 
 
 @contextmanager

@@ -60,7 +60,7 @@ class _MessageWork(Work):
     """A message in progress. Messages end in any order, so each future that is asked for has a thread of its own."""
 
     def __init__(self, posted: Any, outputs: list[torch.Tensor], finish: Any) -> None:
-        super().__init__(_Posted(posted), outputs, Completer("treering-message", once=True), finish)
+        super().__init__(_Posted(posted), outputs, Completer("treering-message"), finish)
         self._posted = posted
 
     def source_rank(self) -> int:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
@@ -45,12 +46,15 @@ _PREMUL_SUM = hash(dist.ReduceOp.PREMUL_SUM)
 class ProcessGroup(dist.ProcessGroup):
     """One rank's part of a group. `communicator` is what it runs on, for whatever torch has no word for."""
 
+    _events_of = "treering"  # what events in a profile begin with
+
     def __init__(self, rank: int, size: int, communicator: Communicator, store: Any) -> None:
         super().__init__(rank, size)
         self.communicator = communicator
         self._store = store
         self._completer = Completer(f"treering-futures-{rank}")
         self._messages = Messages(communicator)
+        self._events: deque[Any] = deque(maxlen=1024)
         self._name = self._desc = "undefined"
         self._monitored = self._sequence = 0
         self._coalesced: list[Any] | None = None
@@ -143,7 +147,7 @@ class ProcessGroup(dist.ProcessGroup):
                 return DONE
         if tensor.layout != torch.strided:
             return self._all_reduce_sparse(tensor, word, opts)
-        return self._profiled("all_reduce", [tensor], lambda: self._all_reduce(tensor, opts))
+        return self._profiled("all_reduce", [tensor], lambda: self._all_reduce(tensor, opts), opts)
 
     def _all_reduce(self, tensor: torch.Tensor, opts: Any) -> Any:
         check_dense("all_reduce", [tensor])
@@ -165,7 +169,8 @@ class ProcessGroup(dist.ProcessGroup):
         targets, finishes = _several(tensors, keep=True)
         pairs = [self._op(opts.reduceOp, target) for target in targets]
         xs = [x for _, x in pairs]
-        return self._run("all_reduce", opts, xs, targets, tensors, finishes, op=pairs[0][0])
+        call = lambda: self._run("all_reduce", opts, xs, targets, tensors, finishes, op=pairs[0][0])  # noqa: E731
+        return self._profiled("all_reduce", tensors, call, opts)
 
     def reduce(self, tensors: Sequence[torch.Tensor], opts: Any) -> Any:
         [tensor] = tensors
@@ -175,7 +180,7 @@ class ProcessGroup(dist.ProcessGroup):
         mine = opts.rootRank == self.communicator.rank
         out = target if mine else None
         call = lambda: self._run("reduce", opts, x, out, [tensor], finish if mine else None, op=op, root=opts.rootRank)  # noqa: E731
-        return self._profiled("reduce", tensors, call)
+        return self._profiled("reduce", tensors, call, opts)
 
     def reduce_scatter(self, outputs: Sequence[torch.Tensor], inputs: Sequence[Any], opts: Any = None) -> Any:
         opts = opts or dist.ReduceScatterOptions()
@@ -187,7 +192,7 @@ class ProcessGroup(dist.ProcessGroup):
         sizes = [t.numel() for t in parts]
         even = {"sizes": sizes} if len(set(sizes)) > 1 else {}
         call = lambda: self._run("reduce_scatter", opts, x, target.view(-1), [output], finish, op=op, **even)  # noqa: E731
-        return self._profiled("reduce_scatter", [output], call)
+        return self._profiled("reduce_scatter", [output], call, opts)
 
     def reduce_scatter_single(self, output: torch.Tensor, x: torch.Tensor, opts: Any = None) -> Any:
         opts = opts or dist.ReduceScatterOptions()
@@ -197,7 +202,7 @@ class ProcessGroup(dist.ProcessGroup):
         op, source = self._op(opts.reduceOp, x)
         flat = source.reshape(-1)
         call = lambda: self._run("reduce_scatter", opts, flat, target.view(-1), [output], finish, op=op)  # noqa: E731
-        return self._profiled("_reduce_scatter_base", [x], call)
+        return self._profiled("_reduce_scatter_base", [x], call, opts)
 
     def reduce_scatter_single_coalesced(
         self, outputs: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor], opts: Any = None
@@ -218,7 +223,7 @@ class ProcessGroup(dist.ProcessGroup):
         check_dense("broadcast", tensors)
         target, finish = writable(tensor)
         call = lambda: self._run("broadcast", opts, target, target, [tensor], finish, root=opts.rootRank)  # noqa: E731
-        return self._profiled("broadcast", tensors, call)
+        return self._profiled("broadcast", tensors, call, opts)
 
     def allgather(self, outputs: Sequence[Sequence[torch.Tensor]], inputs: Sequence[torch.Tensor], opts: Any = None) -> Any:
         opts = opts or dist.AllgatherOptions()
@@ -229,7 +234,7 @@ class ProcessGroup(dist.ProcessGroup):
         sizes = [t.numel() for t in parts]
         even = {"sizes": sizes} if len(set(sizes)) > 1 else {}
         call = lambda: self._run("all_gather", opts, x.reshape(-1), target, parts, finish, **even)  # noqa: E731
-        return self._profiled("all_gather", inputs, call)
+        return self._profiled("all_gather", inputs, call, opts)
 
     def all_gather_single(self, output: torch.Tensor, x: torch.Tensor, opts: Any = None) -> Any:
         opts = opts or dist.AllgatherOptions()
@@ -237,7 +242,7 @@ class ProcessGroup(dist.ProcessGroup):
         self._check_sizes("all_gather_single", output, x)
         target, finish = writable(output, keep=False)
         call = lambda: self._run("all_gather", opts, x.reshape(-1), target.view(-1), [output], finish)  # noqa: E731
-        return self._profiled("_all_gather_base", [x], call)
+        return self._profiled("_all_gather_base", [x], call, opts)
 
     def all_gather_single_coalesced(
         self, outputs: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor], opts: Any = None
@@ -259,7 +264,10 @@ class ProcessGroup(dist.ProcessGroup):
         finishes = [finish for _, finish in pairs if finish is not None]
         flat = [t for parts in lists for t in parts]
         xs = [x.reshape(-1) for x in inputs]
-        return self._run("all_gather", opts, xs, [t for t, _ in pairs], flat, lambda: [f() for f in finishes] and None)
+        call = lambda: self._run(  # noqa: E731
+            "all_gather", opts, xs, [t for t, _ in pairs], flat, lambda: [f() for f in finishes] and None
+        )
+        return self._profiled("all_gather", inputs, call, opts)
 
     def gather(self, outputs: Sequence[Sequence[torch.Tensor]], inputs: Sequence[torch.Tensor], opts: Any) -> Any:
         [x] = inputs
@@ -271,7 +279,7 @@ class ProcessGroup(dist.ProcessGroup):
             target, finish = gathered_into(parts)
         check_dense("gather", [x])
         call = lambda: self._run("gather", opts, x.reshape(-1), target, parts, finish, root=opts.rootRank)  # noqa: E731
-        return self._profiled("gather", inputs, call)
+        return self._profiled("gather", inputs, call, opts)
 
     def scatter(self, outputs: Sequence[torch.Tensor], inputs: Sequence[Sequence[torch.Tensor]], opts: Any) -> Any:
         [output] = outputs
@@ -284,7 +292,7 @@ class ProcessGroup(dist.ProcessGroup):
         check_dense("scatter", [output])
         target, finish = writable(output, keep=False)
         call = lambda: self._run("scatter", opts, x, target.view(-1), [output], finish, root=opts.rootRank)  # noqa: E731
-        return self._profiled("scatter", outputs, call)
+        return self._profiled("scatter", outputs, call, opts)
 
     def all_to_all_single(
         self, output: torch.Tensor, x: torch.Tensor, output_splits: Sequence[int], input_splits: Sequence[int],
@@ -298,7 +306,7 @@ class ProcessGroup(dist.ProcessGroup):
         call = lambda: self._run(  # noqa: E731
             "all_to_all", opts, x.reshape(-1), target.view(-1), [output], finish, send_sizes=sends, recv_sizes=recvs
         )
-        return self._profiled("all_to_all", [x], call)
+        return self._profiled("all_to_all", [x], call, opts)
 
     def alltoall(self, outputs: Sequence[torch.Tensor], inputs: Sequence[torch.Tensor], opts: Any = None) -> Any:
         opts = opts or dist.AllToAllOptions()
@@ -311,7 +319,7 @@ class ProcessGroup(dist.ProcessGroup):
         call = lambda: self._run(  # noqa: E731
             "all_to_all", opts, joined(inputs), target, outputs, finish, send_sizes=sends, recv_sizes=recvs
         )
-        return self._profiled("all_to_all", inputs, call)
+        return self._profiled("all_to_all", inputs, call, opts)
 
     def barrier(self, opts: Any = None) -> Any:
         self._sequence += 1
@@ -374,11 +382,22 @@ class ProcessGroup(dist.ProcessGroup):
                 f"{self.communicator.size} times {part.numel()}"
             )
 
-    def _profiled(self, call: str, tensors: Sequence[torch.Tensor], make: Callable[[], Any]) -> Any:
+    def _profiled(self, call: str, tensors: Sequence[torch.Tensor], make: Callable[[], Any], opts: Any = None) -> Any:
+        """Makes a call; while torch's profiler runs, as an event from its begin to its end on the engine's thread."""
         if not torch.autograd._profiler_enabled():
             return make()
-        with torch.autograd.profiler.record_function(f"treering:{call}"):
-            return make()
+        blocks = opts is not None and not opts.asyncOp
+        if blocks:
+            opts.asyncOp = True
+        event = torch._C._profiler._RecordFunctionFast(f"{self._events_of}:{call}", list(tensors))
+        event.__enter__()
+        self._events.append(event)  # one that is gone before the profile is read is taken to have ended on its thread
+        work = make()
+        work.record(event)
+        if not blocks:
+            return work
+        work.wait()
+        return DONE
 
     # ---------------------------------------------------------------- the end
 
@@ -387,7 +406,7 @@ class ProcessGroup(dist.ProcessGroup):
         rank, size = self.communicator.rank, self.communicator.size
         self._monitored += 1
         prefix = f"treering-monitored/{self._monitored}"
-        limit_s = timeout.total_seconds() if timeout else self.communicator.timeout_s
+        limit_s = self.communicator.timeout_s if timeout is None else timeout.total_seconds()
         if rank:
             self._store.set(f"{prefix}/{rank}", "here")
             text = self._hear(f"{prefix}/verdict", limit_s * 1.5 + 1)

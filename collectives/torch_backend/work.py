@@ -54,6 +54,7 @@ class Work(dist.Work):
         self._ended = False
         self._error: BaseException | None = None
         self._future: Any = None
+        self._recorded: threading.Event | None = None
 
     def wait(self, timeout: timedelta = timedelta(0)) -> bool:  # noqa: B008 - as torch has it; 0 is no limit
         """True once the call has ended. Raises what it failed with; after a timeout that is not 0, the call goes on."""
@@ -69,9 +70,16 @@ class Work(dist.Work):
                 self._settle(error)
             else:
                 self._settle(None)
+        if self._recorded is not None and threading.current_thread() is not self._completer.thread:
+            self._recorded.wait()
         if self._error is not None:
             raise self._error
         return True
+
+    def record(self, event: Any) -> None:
+        """Ends an event of torch's profiler, which has begun, when the call has ended; `wait` waits for that."""
+        self._recorded = threading.Event()
+        self._completer.add(self, _EventEnd(event, self._recorded))
 
     def is_completed(self) -> bool:
         """Whether the call has ended, well or not."""
@@ -134,6 +142,17 @@ class Work(dist.Work):
             self._ended = True
 
 
+class _EventEnd:
+    """What a Completer takes for a future: ends an event of the profiler on its thread, which is not the caller's."""
+
+    def __init__(self, event: Any, recorded: threading.Event) -> None:
+        self._event, self._recorded = event, recorded
+
+    def set_result(self, _: Any) -> None:
+        self._event.__exit__(None, None, None)
+        self._recorded.set()
+
+
 class _Done(dist.Work):
     """A call that ended before it returned."""
 
@@ -175,21 +194,21 @@ class Completer:
     def __init__(self, name: str, *, once: bool = False) -> None:
         self._name, self._once = name, once
         self._queue: SimpleQueue[tuple[Work, Any] | None] = SimpleQueue()
-        self._thread: threading.Thread | None = None
+        self.thread: threading.Thread | None = None
         self._lock = threading.Lock()
 
     def add(self, work: Work, future: Any) -> None:
         """Completes `future` once `work` has ended."""
         with self._lock:
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-                self._thread.start()
+            if self.thread is None:
+                self.thread = threading.Thread(target=self._run, name=self._name, daemon=True)
+                self.thread.start()
         self._queue.put((work, future))
 
     def close(self) -> None:
         """Ends the thread, once what was added has ended. Idempotent."""
         with self._lock:
-            thread, self._thread = self._thread, None
+            thread, self.thread = self.thread, None
         if thread is not None:
             self._queue.put(None)
             if thread is not threading.current_thread():
