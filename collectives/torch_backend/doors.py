@@ -4,10 +4,10 @@
     model.set_custom_reduce_scatter(ReduceScatter(comm))
     ddp.register_comm_hook(comm, ddp_hook)                     on a DistributedDataParallel
 
+(Annotations are objects here, not text: DDP looks at those of a hook.)
+
 `comm` is a collectives.Communicator of the same ranks, in the same order, as the mesh or the process group.
 """
-
-from __future__ import annotations
 
 from typing import Any
 
@@ -68,7 +68,7 @@ class ReduceScatter(_Door):
 _completers: dict[int, Completer] = {}
 
 
-def ddp_hook(comm: Communicator, bucket: Any) -> Any:
+def ddp_hook(comm: Communicator, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
     """Averages a bucket of gradients in the background; for `ddp.register_comm_hook(comm, ddp_hook)`."""
     gradients = bucket.buffer()
     with torch_errors():

@@ -417,6 +417,9 @@ class ProcessGroup(dist.ProcessGroup):
                 )
             return
         deadline = time.monotonic() + limit_s
+        if limit_s <= 0:
+            self._store.set(f"{prefix}/verdict", "Rank 0 timed out")
+            raise BackendError("Rank 0 timed out in monitoredBarrier: its timeout leaves no time to wait")
         late = [r for r in range(1, size) if self._hear(f"{prefix}/{r}", deadline - time.monotonic()) is None]
         if late and not wait_all_ranks:
             late = late[:1]

@@ -20,7 +20,13 @@ torch = pytest.importorskip("torch")
 PATIENCE_S = 60.0
 
 _context = multiprocessing.get_context("forkserver")  # ranks that begin in milliseconds, torch imported
-_context.set_forkserver_preload(["torch.distributed", "collectives.torch_backend"])
+_context.set_forkserver_preload(
+    [
+        "collectives.torch_backend", "torch.distributed.fsdp", "torch.distributed.tensor.parallel",
+        "torch.distributed.pipelining", "torch.distributed.checkpoint", "torch.distributed.optim",
+        "torch.distributed.nn.functional", "torch.distributed._functional_collectives", "torch.nn.parallel",
+    ]
+)  # fmt: skip
 
 
 def live(rank: int, size: int, backend: str, store: str, body: Callable[..., Any], args: Any, out: Any) -> None:
