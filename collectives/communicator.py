@@ -178,9 +178,7 @@ class Communicator(Calls):
         data = view(x, out=not sends)
         number = DTYPES[data.dtype][0]
         count = data.nbytes if data.dtype == "bytes" else data.elements
-        return self._transport.post(
-            sends, peer, tag, number, count, data.nbytes, self._limit(timeout_s), data.address
-        )
+        return self._transport.post(sends, peer, tag, number, count, data.nbytes, self._limit(timeout_s), data.address)
 
     def _message(self, sends: bool, data: ArrayView, peer: int, timeout_s: float | None) -> None:
         self._check_open()
@@ -328,8 +326,8 @@ class Communicator(Calls):
     def subgroup(self, ranks: Sequence[int], *, name: str) -> Communicator:
         """A communicator of these `ranks`, in this order. Only they call it, and nothing is communicated.
 
-        `name` is equal on all of them and was never given before. Raises ValueError when this rank is not among `ranks`,
-        or one of them is no rank of this communicator or is there twice.
+        `name` is equal on all of them and was never given before. Raises ValueError when this rank is not among
+        `ranks`, or one of them is no rank of this communicator or is there twice.
         """
         members = [int(rank) for rank in ranks]
         if len(set(members)) != len(members) or not all(0 <= rank < self.size for rank in members):

@@ -1,6 +1,6 @@
 """DistributedDataParallel on generated pictures of digits-to-be: only the backend's name differs from any other script.
 
-    torchrun --nproc-per-node 2 examples/ddp_mnist_like.py --backend treering
+torchrun --nproc-per-node 2 examples/ddp_mnist_like.py --backend treering
 """
 
 import argparse

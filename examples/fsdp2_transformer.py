@@ -1,6 +1,6 @@
 """FSDP2 on a small transformer that learns to continue counting: only the backend's name differs from any other script.
 
-    torchrun --nproc-per-node 2 examples/fsdp2_transformer.py --backend treering
+torchrun --nproc-per-node 2 examples/fsdp2_transformer.py --backend treering
 """
 
 import argparse

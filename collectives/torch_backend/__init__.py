@@ -1,3 +1,5 @@
+# pyright: basic, reportMissingImports=false, reportMissingModuleSource=false
+# torch may be missing where types are checked; strict rules would only count what is unknown then.
 """A backend for torch.distributed: importing this registers "treering", and everything on c10d runs on it unchanged.
 
     import collectives.torch_backend

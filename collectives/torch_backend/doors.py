@@ -1,3 +1,5 @@
+# pyright: basic, reportMissingImports=false, reportMissingModuleSource=false
+# torch may be missing where types are checked; strict rules would only count what is unknown then.
 """Two ways into torch that need no backend: FSDP2's own communication objects, and a DDP communication hook.
 
     model.set_custom_all_gather(AllGather(comm))              on a module after fully_shard
@@ -36,7 +38,9 @@ class _Door:
 class AllGather(_Door):
     """FSDP2's all-gather, by a communicator."""
 
-    def __call__(self, output_tensor: torch.Tensor, input_tensor: torch.Tensor, group: Any, async_op: bool = False) -> Any:
+    def __call__(
+        self, output_tensor: torch.Tensor, input_tensor: torch.Tensor, group: Any, async_op: bool = False
+    ) -> Any:
         x, out = input_tensor.view(-1), output_tensor.view(-1)
         with torch_errors():
             if async_op:

@@ -1,3 +1,5 @@
+# pyright: basic, reportMissingImports=false, reportMissingModuleSource=false
+# torch may be missing where types are checked; strict rules would only count what is unknown then.
 """Failures as torch.distributed raises them: its own exception types, with treering's words.
 
 Each class below is both torch's and treering's, so `except dist.DistBackendError`, `except RuntimeError` and

@@ -1,3 +1,5 @@
+# pyright: basic, reportMissingImports=false, reportMissingModuleSource=false
+# torch may be missing where types are checked; strict rules would only count what is unknown then.
 """How the ranks of a process group come together: through c10d's store, or as a part of the default group.
 
 The default group's ranks exchange cards in the store that init_process_group made, under the rules of every treering
@@ -69,12 +71,13 @@ def _default_group() -> ProcessGroup | None:
 
 
 def _join(rank: int, size: int, store: Any, name: str, timeout_s: float, options: Options) -> Communicator:
-    job = f"c10d:{name}"
+    around = _launched(rank, size)
+    # torchrun may give a restarted job the store of the one that failed: its job's name tells them apart.
+    job = f"c10d:{name}" if around is None else f"c10d:{around.job}:{name}"
     launch = launchers.Launch(
         "given", rank, size, job, "torch.distributed",
         open_store=lambda meeting: TorchStore(lambda _: store, f"treering/{meeting}"),
     )  # fmt: skip
-    around = _launched(rank, size)
     if around is not None:
         launch = replace(launch, local_rank=around.local_rank, local_size=around.local_size, head=around.head)
     return connect_launch(

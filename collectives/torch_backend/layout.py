@@ -1,3 +1,5 @@
+# pyright: basic, reportMissingImports=false, reportMissingModuleSource=false
+# torch may be missing where types are checked; strict rules would only count what is unknown then.
 """torch's tensors as the communicator takes them: contiguous, and one array where torch has a list."""
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ def check_dense(call: str, tensors: Sequence[torch.Tensor]) -> None:
         if tensor.layout != torch.strided:
             raise TypeError(f"{call} of a sparse tensor ({tensor.layout}) has no meaning here: pass x.to_dense()")
         if tensor.device.type != "cpu":
-            raise TypeError(f"{call} of a tensor on {tensor.device}: treering takes tensors in CPU memory, pass x.cpu()")
+            raise TypeError(f"{call} of a tensor on {tensor.device}: treering takes tensors on the CPU, pass x.cpu()")
         if tensor.dtype != tensors[0].dtype:
             raise TypeError(f"{call} of tensors of different dtypes: {tensors[0].dtype} and {tensor.dtype}")
 
@@ -46,8 +48,10 @@ def writable(tensor: torch.Tensor, *, keep: bool = True) -> tuple[torch.Tensor, 
     """A contiguous tensor to work on in place of this one, and what puts the result back; `keep`: with its elements."""
     if tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg():
         return tensor, None
-    work = tensor.clone(memory_format=torch.contiguous_format) if keep else torch.empty_like(
-        tensor, memory_format=torch.contiguous_format
+    work = (
+        tensor.clone(memory_format=torch.contiguous_format)
+        if keep
+        else torch.empty_like(tensor, memory_format=torch.contiguous_format)
     )
     if keep:
         work = work.resolve_conj().resolve_neg().contiguous()

@@ -1,3 +1,5 @@
+# pyright: basic, reportMissingImports=false, reportMissingModuleSource=false
+# torch may be missing where types are checked; strict rules would only count what is unknown then.
 """Messages between two ranks of a group: they have connections of their own, so they never wait for collectives."""
 
 from __future__ import annotations

@@ -1,8 +1,10 @@
+# pyright: basic, reportMissingImports=false, reportMissingModuleSource=false
+# torch may be missing where types are checked; strict rules would only count what is unknown then.
 """The process group that torch calls: each method checks its tensors, and makes one call of the communicator.
 
-A blocking call (`opts.asyncOp` is False) runs on the caller's thread, by the communicator's quickest way; any other runs
-on the engine's progress thread and returns a Work. `opts.timeout` is how long nothing may move. Names and signatures are
-those of torch 2.13; the older names are the same functions.
+A blocking call (`opts.asyncOp` is False) runs on the caller's thread, by the communicator's quickest way; any other
+runs on the engine's progress thread and returns a Work. `opts.timeout` is how long nothing may move. Names and
+signatures are those of torch 2.13; the older names are the same functions.
 """
 
 from __future__ import annotations
@@ -137,14 +139,14 @@ class ProcessGroup(dist.ProcessGroup):
             raise ValueError(f"all_reduce takes one tensor, not {len(tensors)}")
         tensor = tensors[0]
         word = _OPS.get(hash(opts.reduceOp))
-        if word is not None and not opts.asyncOp and opts.timeout == _UNSET and tensor.is_contiguous():
-            if tensor.layout == torch.strided and not torch.autograd._profiler_enabled():  # the quickest way
-                self._sequence += 1
-                try:
-                    self.communicator.all_reduce(tensor, op=word, out=tensor)
-                except CollectiveError as error:
-                    raise_as_torch(error)
-                return DONE
+        plain = tensor.layout == torch.strided and tensor.is_contiguous() and not torch.autograd._profiler_enabled()
+        if plain and word is not None and not opts.asyncOp and opts.timeout == _UNSET:  # the quickest way
+            self._sequence += 1
+            try:
+                self.communicator.all_reduce(tensor, op=word, out=tensor)
+            except CollectiveError as error:
+                raise_as_torch(error)
+            return DONE
         if tensor.layout != torch.strided:
             return self._all_reduce_sparse(tensor, word, opts)
         return self._profiled("all_reduce", [tensor], lambda: self._all_reduce(tensor, opts), opts)
@@ -225,7 +227,9 @@ class ProcessGroup(dist.ProcessGroup):
         call = lambda: self._run("broadcast", opts, target, target, [tensor], finish, root=opts.rootRank)  # noqa: E731
         return self._profiled("broadcast", tensors, call, opts)
 
-    def allgather(self, outputs: Sequence[Sequence[torch.Tensor]], inputs: Sequence[torch.Tensor], opts: Any = None) -> Any:
+    def allgather(
+        self, outputs: Sequence[Sequence[torch.Tensor]], inputs: Sequence[torch.Tensor], opts: Any = None
+    ) -> Any:
         opts = opts or dist.AllgatherOptions()
         [parts], [x] = outputs, inputs
         check_dense("all_gather", [x, *parts])
@@ -498,5 +502,3 @@ class _Ended:
 
 def _ended(tensor: torch.Tensor) -> Work:
     return Work(_Ended(), [tensor], Completer("treering-ended", once=True))
-
-

@@ -1,3 +1,5 @@
+# pyright: basic, reportMissingImports=false, reportMissingModuleSource=false
+# torch may be missing where types are checked; strict rules would only count what is unknown then.
 """The sum of sparse tensors, as the gradients of embeddings are: gather everybody's entries and add those that meet."""
 
 from __future__ import annotations

@@ -1,3 +1,5 @@
+# pyright: basic, reportMissingImports=false, reportMissingModuleSource=false
+# torch may be missing where types are checked; strict rules would only count what is unknown then.
 """What an asynchronous call returns: torch's Work and Future, over a call that a thread of the engine works on."""
 
 from __future__ import annotations
@@ -56,7 +58,7 @@ class Work(dist.Work):
         self._future: Any = None
         self._recorded: threading.Event | None = None
 
-    def wait(self, timeout: timedelta = timedelta(0)) -> bool:  # noqa: B008 - as torch has it; 0 is no limit
+    def wait(self, timeout: timedelta = timedelta(0)) -> bool:
         """True once the call has ended. Raises what it failed with; after a timeout that is not 0, the call goes on."""
         if not self._ended:
             limit_s = timeout.total_seconds() or None
@@ -156,7 +158,7 @@ class _EventEnd:
 class _Done(dist.Work):
     """A call that ended before it returned."""
 
-    def wait(self, timeout: timedelta = timedelta(0)) -> bool:  # noqa: B008
+    def wait(self, timeout: timedelta = timedelta(0)) -> bool:
         return True
 
     def is_completed(self) -> bool:

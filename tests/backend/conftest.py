@@ -1,4 +1,4 @@
-"""`group(size, body, *args)`: runs `body(rank, size, *args)` in processes that are ranks of a torch.distributed group."""
+"""`run(size, body, *args)`: runs `body(rank, size, *args)` in processes that are ranks of a torch.distributed group."""
 
 from __future__ import annotations
 
@@ -47,8 +47,10 @@ def live(rank: int, size: int, backend: str, store: str, body: Callable[..., Any
         out.send(("crashed", traceback.format_exc()))
 
 
-def run(size: int, body: Callable[..., Any], *args: Any, backend: str = "treering", lost: tuple[int, ...] = ()) -> list[Any]:
-    """What `body` returned on every rank; None for ranks in `lost`, which must die. Fails when one does not end well."""
+def run(
+    size: int, body: Callable[..., Any], *args: Any, backend: str = "treering", lost: tuple[int, ...] = ()
+) -> list[Any]:
+    """What `body` returned on every rank; None for ranks in `lost`, which must die. Fails when one ends badly."""
     with tempfile.TemporaryDirectory(prefix="treering-backend-") as directory:
         pipes = [_context.Pipe(duplex=False) for _ in range(size)]
         store = str(Path(directory) / "store")

@@ -132,7 +132,11 @@ def tensor_parallel(rank: int, size: int) -> Any:
     module = parallelize_module(model(width=12), mesh, {"0": ColwiseParallel(), "2": RowwiseParallel()})
     module(batch(0, 0)).sum().backward()
     uneven = distribute_tensor(torch.arange(10.0), mesh, [Shard(0)]).redistribute(placements=[Replicate()])
-    return [module[0].weight.grad.full_tensor().tolist(), module[2].weight.grad.full_tensor().tolist(), uneven.to_local().tolist()]
+    return [
+        module[0].weight.grad.full_tensor().tolist(),
+        module[2].weight.grad.full_tensor().tolist(),
+        uneven.to_local().tolist(),
+    ]
 
 
 def pipeline(rank: int, size: int) -> Any:

@@ -14,7 +14,9 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("backend", ["gloo", "treering"])
-@pytest.mark.parametrize(("name", "learned"), [("ddp_mnist_like", r"accuracy 0\.[6-9]|accuracy 1"), ("fsdp2_transformer", r"-> [0-2]\.")])
+@pytest.mark.parametrize(
+    ("name", "learned"), [("ddp_mnist_like", r"accuracy 0\.[6-9]|accuracy 1"), ("fsdp2_transformer", r"-> [0-2]\.")]
+)
 def test_example(name: str, learned: str, backend: str) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
     command += ["--nproc-per-node", "2", str(ROOT / "examples" / f"{name}.py"), "--backend", backend]

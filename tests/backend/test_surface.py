@@ -13,7 +13,16 @@ from tests.backend.conftest import run
 
 pytestmark = pytest.mark.timeout(120)
 MOVED = [torch.float8_e4m3fn, torch.int16, torch.bool, torch.complex64]
-SUMMED = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int32, torch.int64, torch.int8, torch.uint8]
+SUMMED = [
+    torch.float32,
+    torch.float64,
+    torch.float16,
+    torch.bfloat16,
+    torch.int32,
+    torch.int64,
+    torch.int8,
+    torch.uint8,
+]
 
 
 def sample(rank: int, n: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -43,7 +52,10 @@ def reductions(rank: int, size: int) -> None:
             dist.all_reduce(x, op)
             assert torch.equal(x, expected)
     bits = torch.tensor([1 << rank, 7])
-    for op, expected in ((dist.ReduceOp.BOR, [(1 << size) - 1, 7]), (dist.ReduceOp.BXOR, [(1 << size) - 1, 7 * (size % 2)])):
+    for op, expected in (
+        (dist.ReduceOp.BOR, [(1 << size) - 1, 7]),
+        (dist.ReduceOp.BXOR, [(1 << size) - 1, 7 * (size % 2)]),
+    ):
         x = bits.clone()
         dist.all_reduce(x, op)
         assert x.tolist() == expected
