@@ -269,7 +269,7 @@ class ProcessGroup(dist.ProcessGroup):
         flat = [t for parts in lists for t in parts]
         xs = [x.reshape(-1) for x in inputs]
         call = lambda: self._run(  # noqa: E731
-            "all_gather", opts, xs, [t for t, _ in pairs], flat, lambda: [f() for f in finishes] and None
+            "all_gather", opts, xs, [t for t, _ in pairs], flat, lambda: _each(finishes)
         )
         return self._profiled("all_gather", inputs, call, opts)
 
@@ -390,9 +390,9 @@ class ProcessGroup(dist.ProcessGroup):
         """Makes a call; while torch's profiler runs, as an event from its begin to its end on the engine's thread."""
         if not torch.autograd._profiler_enabled():
             return make()
-        blocks = opts is not None and not opts.asyncOp
-        if blocks:
-            opts.asyncOp = True
+        blocks = False
+        if opts is not None and not opts.asyncOp:
+            blocks = opts.asyncOp = True
         event = torch._C._profiler._RecordFunctionFast(f"{self._events_of}:{call}", list(tensors))
         event.__enter__()
         self._events.append(event)  # one that is gone before the profile is read is taken to have ended on its thread
@@ -466,15 +466,16 @@ class ProcessGroup(dist.ProcessGroup):
     alltoall_base = all_to_all_single
 
 
+def _each(finishes: Sequence[Callable[[], None]]) -> None:
+    for finish in finishes:
+        finish()
+
+
 def _several(tensors: Sequence[torch.Tensor], *, keep: bool) -> tuple[list[torch.Tensor], Callable[[], None]]:
     pairs = [writable(tensor, keep=keep) for tensor in tensors]
     finishes = [finish for _, finish in pairs if finish is not None]
 
-    def finish() -> None:
-        for put in finishes:
-            put()
-
-    return [target for target, _ in pairs], finish
+    return [target for target, _ in pairs], lambda: _each(finishes)
 
 
 def _splits(which: str, tensor: torch.Tensor, splits: Sequence[int], size: int) -> list[int]:
