@@ -10,7 +10,7 @@ PIP := -m pip install --quiet --disable-pip-version-check -c constraints.txt
 # The engine is compiled against its environment's Python and nanobind, so each environment has a build of its own.
 EDITABLE = $(PIP) --no-build-isolation --no-deps -C build-dir=build/$(1) -e .
 
-.PHONY: help setup bench test test-quick test-slow test-gpu lint format benchmark sanitize sanitize-address sanitize-thread clean
+.PHONY: help setup bench test test-quick test-slow test-gpu test-torch-suite lint format benchmark sanitize sanitize-address sanitize-thread clean
 .DELETE_ON_ERROR:
 
 help:  ## what there is to make
@@ -32,6 +32,9 @@ test-slow: setup  ## what takes minutes or gigabytes
 
 test-gpu: .venv/.tools .venv/.package  ## on a GPU; needs a torch with CUDA in .venv, and CuPy for a part of it
 	.venv/bin/python -m pytest tests/gpu -m "not slow" --timeout 300
+
+test-torch-suite: .venv/.tools .venv/.package  ## torch's own tests of a backend, at 2, 3 and 4 ranks, beside Gloo
+	.venv/bin/python -m tests.torch_suite
 
 lint: .venv/.tools .venv/.package  ## ruff, and pyright in strict mode
 	.venv/bin/ruff check

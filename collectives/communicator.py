@@ -34,7 +34,8 @@ from collectives.work import Work
 from topology import Cluster, load
 from topology.cluster import Groups
 from transports.base import CPU, Device, Started, Transport
-from transports.errors import CommunicatorBroken
+from transports.engine.transport import EngineTransport, Posted
+from transports.errors import CommunicatorBroken, UnsupportedError
 from transports.failures import Names
 from transports.program import DTYPES
 from transports.tracing import TracedCall
@@ -171,6 +172,23 @@ class Communicator(Calls):
         """Receives what `peer` sends next to this rank into `out`, of the same count and dtype; returns `out`."""
         self._message(False, view(out, out=True), peer, timeout_s)
         return out
+
+    def post(self, x: Any, *, sends: bool, peer: int, tag: int, timeout_s: float | None = None) -> Posted:
+        """Begins to send `x` to a rank, or to receive into it (from any rank: peer=-1), matched by `tag`.
+
+        Any number may be under way; those between two ranks with one tag are received in the order they were sent.
+        The caller keeps `x` until the message has ended. A communicator that posts messages is for nothing else; it
+        must be one of the engine (UnsupportedError).
+        """
+        self._check_open()
+        if not -1 <= peer < self.size or peer == self.rank or (sends and peer < 0):
+            raise ValueError(f"peer={peer} is not another rank: this is rank {self.rank} of {self.size}")
+        if not isinstance(self._transport, EngineTransport):
+            raise UnsupportedError(f"messages cannot be posted over {self._transport.describe()}")
+        data = view(x, out=not sends)
+        number = DTYPES[data.dtype][0]
+        count = data.nbytes if data.dtype == "bytes" else data.elements
+        return self._transport.post(sends, peer, tag, number, count, data.nbytes, self._limit(timeout_s), data.address)
 
     def _message(self, sends: bool, data: ArrayView, peer: int, timeout_s: float | None) -> None:
         self._check_open()
@@ -349,6 +367,19 @@ class Communicator(Calls):
         inside = self._child(f"{number}.host{host[0]}", host)
         across = self._child(f"{number}.place{place}", [h[place] for h in self.hosts if len(h) > place])
         return inside, across
+
+    def subgroup(self, ranks: Sequence[int], *, name: str) -> Communicator:
+        """A communicator of these `ranks`, in this order. Only they call it, and nothing is communicated.
+
+        `name` is equal on all of them and was never given before. Raises ValueError when this rank is not among
+        `ranks`, or one of them is no rank of this communicator or is there twice.
+        """
+        members = [int(rank) for rank in ranks]
+        if len(set(members)) != len(members) or not all(0 <= rank < self.size for rank in members):
+            raise ValueError(f"ranks={members} must be different ranks of this communicator, 0 to {self.size - 1}")
+        if self.rank not in members:
+            raise ValueError(f"rank {self.rank} is not among ranks={members}: only the members call subgroup()")
+        return self._child(f"named.{name}", members)
 
     def _child(self, name: str, members: Sequence[int]) -> Communicator:
         self._check_open()

@@ -101,14 +101,35 @@ def connect(
     Raises ValueError for arguments or variables that make no sense, RendezvousError naming the ranks that are missing,
     double or disagree, TransportError when this machine refuses a resource. After an error nothing is left.
     """
+    launch = launchers.detect(store=store, rank=rank, size=size)
+    return connect_launch(
+        launch, secret=secret, address=address, transport=transport, lanes=lanes, ring_bytes=ring_bytes,
+        reproducible=reproducible, cluster=cluster, rules=rules, timeout_s=timeout_s, join_timeout_s=join_timeout_s,
+    )  # fmt: skip
+
+
+def connect_launch(
+    launch: launchers.Launch,
+    *,
+    secret: str | bytes | None = None,
+    address: str | Sequence[str] | None = None,
+    transport: str = "auto",
+    lanes: int = 1,
+    ring_bytes: int = 256 << 10,
+    reproducible: bool = False,
+    cluster: Cluster | str | Path | None = None,
+    rules: str | Path | Sequence[Rule | dict[str, Any]] | None = None,
+    timeout_s: float = 60.0,
+    join_timeout_s: float = 60.0,
+) -> Communicator:
+    """`connect` for a job of which it is known already how it was started."""
     if not 1 <= lanes <= 8:
         raise ValueError(f"lanes={lanes} must be 1 to 8")
     if ring_bytes < 4096 or ring_bytes & (ring_bytes - 1):
         raise ValueError(f"ring_bytes={ring_bytes} must be a power of two, at least 4096")
     if not timeout_s > 0 or not join_timeout_s > 0:
         raise ValueError(f"timeout_s={timeout_s} and join_timeout_s={join_timeout_s} must be more than 0 seconds")
-    make = None if transport in _ENGINE else _factory(transport)
-    launch, names = launchers.detect(store=store, rank=rank, size=size), _names()
+    make, names = None if transport in _ENGINE else _factory(transport), _names()
     knows = launch.rank == 0 and (cluster is not None or rules is not None or cache.anything())
     common: dict[str, Any] = {"timeout_s": timeout_s, "reproducible": reproducible, "found": launch.found}
     if make is not None:

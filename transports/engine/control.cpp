@@ -42,6 +42,12 @@ void Engine::attach_lane(int peer, int lane, std::unique_ptr<Lane> made) {
   std::lock_guard lock(mutex_);
   auto& place = links_.at(static_cast<size_t>(peer))->lanes[lane];
   if (!place && !closed_) place = std::move(made);
+  wake();  // a mailbox may wait for whoever connects
+}
+
+Lane* Engine::lane(int peer, int lane) {
+  std::lock_guard lock(mutex_);
+  return links_.at(static_cast<size_t>(peer))->lanes[lane].get();
 }
 
 bool Engine::has_lane(int peer, int lane) {

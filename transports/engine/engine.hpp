@@ -72,6 +72,7 @@ class Engine {
   void attach_control(int peer, int fd);
   void attach_lane(int peer, int lane, std::unique_ptr<Lane> made);
   bool has_lane(int peer, int lane);
+  Lane* lane(int peer, int lane);  // null before it is connected; lives until close()
   const char* peer_region(int peer, uint32_t id, uint64_t up_to);
 
   uint32_t add_region(char* base, uint64_t bytes, int fd);
@@ -91,6 +92,10 @@ class Engine {
   void connecting(int peer);  // tells those who ask whom this rank waits for before it can begin a call; -1: nobody
   uint32_t failed_step() const { return failed_step_; }
   int rank() const { return rank_; }
+  int size() const { return size_; }
+  uint32_t comm() const { return comm_; }
+  bool failed() const { return failed_.load(std::memory_order_acquire); }
+  int wake_fd() const { return wake_fd_; }  // for a mailbox, which sleeps in place of a caller
   uint64_t seq() const { return begun_.load(std::memory_order_relaxed); }
   void close();   // GOODBYE to all; idempotent
   void forked();  // in a child process: drops the descriptors without a word

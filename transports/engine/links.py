@@ -204,6 +204,11 @@ class Links:
                     self._changed.release()
                     try:
                         self._poke(peer, lanes, deadline - now)
+                    except CollectiveError:
+                        # It may have come by itself meanwhile, done its part and left.
+                        time.sleep(_LOOK_EVERY_S)
+                        if not all(self._engine.has_lane(peer, lane) for lane in lanes):
+                            raise
                     finally:
                         self._changed.acquire()
                     continue

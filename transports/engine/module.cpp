@@ -6,6 +6,7 @@
 #include <nanobind/stl/vector.h>
 
 #include "engine.hpp"
+#include "mailbox.hpp"
 #include "quick_calls.hpp"
 
 namespace nb = nanobind;
@@ -208,6 +209,27 @@ struct StartedCall {
   }
 };
 
+// A posted message, with what must live until it is done.
+struct PostedLetter {
+  std::shared_ptr<Mailbox> mailbox;
+  std::shared_ptr<Letter> letter;
+
+  // As StartedCall::wait.
+  bool wait(double wait_s) const {
+    for (;;) {
+      double slice = std::min(wait_s, 0.05);
+      bool done;
+      {
+        nb::gil_scoped_release no_gil;
+        done = mailbox->wait(*letter, std::max(slice, 0.0));
+      }
+      wait_s -= slice;
+      if (done || wait_s <= 0) return done;
+      if (PyErr_CheckSignals() != 0) throw nb::python_error();
+    }
+  }
+};
+
 // The kernels of one variant by name; the best ones for no name.
 const Kernels& variant_of(const std::string& name) {
   if (name.empty()) return kernels();
@@ -243,6 +265,11 @@ NB_MODULE(_engine, m) {
       .def_prop_ro("result", [](const StartedCall& c) { return static_cast<int>(c.job->result); })
       .def_prop_ro("step", [](const StartedCall& c) { return c.job->step; })
       .def_prop_ro("seq", [](const StartedCall& c) { return c.job->seq; });
+
+  nb::class_<PostedLetter>(m, "PostedLetter")
+      .def("wait", &PostedLetter::wait, "wait_s"_a)
+      .def_prop_ro("result", [](const PostedLetter& p) { return static_cast<int>(p.letter->result); })
+      .def_prop_ro("source", [](const PostedLetter& p) { return p.letter->source; });
 
   nb::class_<PreparedCall>(m, "PreparedCall").def("__call__", &PreparedCall::operator());
 
@@ -308,6 +335,25 @@ NB_MODULE(_engine, m) {
       .def_prop_ro("failed_step", &Engine::failed_step)
       .def_prop_ro("bytes_sent", [](const Engine& e) { return e.bytes_sent() + e.bytes_direct(); })
       .def_prop_ro("bytes_direct", &Engine::bytes_direct);
+
+  nb::class_<Mailbox>(m, "Mailbox")
+      .def(nb::init<std::shared_ptr<Engine>>(), "engine"_a)
+      .def("post", [](std::shared_ptr<Mailbox> mailbox, bool sends, int peer, int tag, int dtype, uint64_t count,
+                      uint64_t bytes, double timeout_s, uintptr_t address) {
+        Letter letter;
+        letter.sends = sends;
+        letter.peer = peer;
+        letter.tag = tag;
+        letter.dtype = static_cast<uint8_t>(dtype);
+        letter.count = count;
+        letter.bytes = bytes;
+        letter.timeout_s = timeout_s;
+        letter.data = reinterpret_cast<char*>(address);
+        nb::gil_scoped_release no_gil;
+        auto posted = mailbox->post(std::move(letter));
+        return PostedLetter{std::move(mailbox), std::move(posted)};
+      }, "sends"_a, "peer"_a, "tag"_a, "dtype"_a, "count"_a, "bytes"_a, "timeout_s"_a, "address"_a)
+      .def("close", &Mailbox::close, nb::call_guard<nb::gil_scoped_release>());
 
   nb::class_<QuickCalls>(m, "QuickCalls")
       .def("__init__", [](QuickCalls* self, std::shared_ptr<Engine> engine, nb::object on_failure) {

@@ -6,6 +6,7 @@ import errno
 import mmap
 import os
 import sys
+import threading
 import time
 import weakref
 import zlib
@@ -30,7 +31,7 @@ from transports.handshake import Closed
 from transports.program import Native, Program
 from transports.tracing import TracedCall, TracedStep
 
-__all__ = ["EngineTransport"]
+__all__ = ["EngineTransport", "Posted"]
 
 _MESSAGE_LANE = 31
 # Idle polls before a waiting rank lets others run. Hardly any where ranks outnumber cores: who polls is in the way.
@@ -77,6 +78,8 @@ class EngineTransport:
         self._messages: dict[tuple[bool, int, int, int, int], Any] = {}
         self._cause: CollectiveError | None = None  # of the failure, once it has been raised
         self._closed = False
+        self._mailbox: _engine.Mailbox | None = None
+        self._posting = threading.Lock()
 
     # ---------------------------------------------------------------- running
 
@@ -133,6 +136,27 @@ class EngineTransport:
             self._messages[key] = program
         if self._engine.run(program, timeout_s, data):
             self.raise_failure(None, doing)
+
+    def post(
+        self, sends: bool, peer: int, tag: int, dtype: int, count: int, nbytes: int, timeout_s: float, data: int
+    ) -> Posted:
+        """Begins to send a message, or to receive one (from any rank: peer -1); many may be under way (mailbox.hpp).
+
+        A transport that posts messages must be used for nothing else: the mailbox owns its lanes.
+        """
+        doing = f"{'send to' if sends else 'recv from'} {f'rank {peer}' if peer >= 0 else 'any rank'}, tag {tag}"
+        with self._posting:
+            if self._mailbox is None:
+                self._mailbox = _engine.Mailbox(self._engine)
+            if self.failed:
+                self.raise_failure(None, doing)
+            peers = [peer] if peer >= 0 else [p for p in range(self.size) if p != self.rank]
+            channels = {(p, _MESSAGE_LANE) for p in peers}
+            if not all(self._engine.has_lane(*channel) for channel in channels):
+                program = _engine.make_message(sends, peers[0], dtype, count, nbytes)
+                self._connect(channels, timeout_s, program, None, doing)
+        letter = self._mailbox.post(sends, peer, tag, dtype, count, nbytes, timeout_s, data)
+        return Posted(self, letter, doing)
 
     def empty(self, nbytes: int) -> memoryview:
         if self.failed:
@@ -248,6 +272,8 @@ class EngineTransport:
         if not self._closed:
             self._closed = True
             self._links.close()
+            if self._mailbox is not None:
+                self._mailbox.close()
             self._engine.close()
 
     def forked(self) -> None:
@@ -301,6 +327,30 @@ class _Started:
 
     def has_ended(self) -> bool:
         return self._call.wait(0.0)
+
+
+class Posted:
+    """A message under way."""
+
+    def __init__(self, owner: EngineTransport, letter: Any, doing: str) -> None:
+        self._owner, self._letter, self._doing = owner, letter, doing
+
+    def wait(self, wait_s: float) -> bool:
+        """True once it has been sent or received; False when it has not after `wait_s` seconds. Raises its failure."""
+        if not self._letter.wait(wait_s):
+            return False
+        if self._letter.result:
+            self._owner.raise_failure(None, self._doing)
+        return True
+
+    def has_ended(self) -> bool:
+        """Whether it has ended, well or with a failure."""
+        return self._letter.wait(0.0)
+
+    @property
+    def source(self) -> int:
+        """The rank that a message was received from, -1 before that is known."""
+        return self._letter.source
 
 
 def _as_cause(error: BaseException) -> CollectiveError:

@@ -1,0 +1,81 @@
+# pyright: basic, reportMissingImports=false, reportMissingModuleSource=false
+# torch may be missing where types are checked; strict rules would only count what is unknown then.
+"""Two ways into torch that need no backend: FSDP2's own communication objects, and a DDP communication hook.
+
+    model.set_custom_all_gather(AllGather(comm))              on a module after fully_shard
+    model.set_custom_reduce_scatter(ReduceScatter(comm))
+    ddp.register_comm_hook(comm, ddp_hook)                     on a DistributedDataParallel
+
+(Annotations are objects here, not text: DDP looks at those of a hook.)
+
+`comm` is a collectives.Communicator of the same ranks, in the same order, as the mesh or the process group.
+"""
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from collectives.communicator import Communicator
+from collectives.torch_backend.errors import torch_errors
+from collectives.torch_backend.work import DONE, Completer, Work
+
+__all__ = ["AllGather", "ReduceScatter", "ddp_hook"]
+
+_OPS = {hash(dist.ReduceOp.SUM): "sum", hash(dist.ReduceOp.AVG): "mean"}
+
+
+class _Door:
+    def __init__(self, comm: Communicator) -> None:
+        self._comm = comm
+        self._completer = Completer("treering-futures")
+
+    def allocate(self, size: Any, *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        """A buffer for one collective."""
+        return torch.empty(size, dtype=dtype, device=device)
+
+
+class AllGather(_Door):
+    """FSDP2's all-gather, by a communicator."""
+
+    def __call__(
+        self, output_tensor: torch.Tensor, input_tensor: torch.Tensor, group: Any, async_op: bool = False
+    ) -> Any:
+        x, out = input_tensor.view(-1), output_tensor.view(-1)
+        with torch_errors():
+            if async_op:
+                return Work(self._comm.all_gather_async(x, out=out), [output_tensor], self._completer)
+            self._comm.all_gather(x, out=out)
+        return DONE
+
+
+class ReduceScatter(_Door):
+    """FSDP2's reduce-scatter, by a communicator."""
+
+    def __call__(
+        self, output_tensor: torch.Tensor, input_tensor: torch.Tensor, group: Any, op: Any, async_op: bool = False
+    ) -> Any:
+        x, out = input_tensor.view(-1), output_tensor.view(-1)
+        number = hash(op)
+        word = _OPS.get(number)
+        if word is None:
+            if number != hash(dist.ReduceOp.PREMUL_SUM):
+                raise ValueError(f"a reduce-scatter of gradients sums or averages, not {op}")
+            x, word = x * op.factor, "sum"
+        with torch_errors():
+            if async_op:
+                return Work(self._comm.reduce_scatter_async(x, op=word, out=out), [output_tensor], self._completer)
+            self._comm.reduce_scatter(x, op=word, out=out)
+        return DONE
+
+
+_completers: dict[int, Completer] = {}
+
+
+def ddp_hook(comm: Communicator, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
+    """Averages a bucket of gradients in the background; for `ddp.register_comm_hook(comm, ddp_hook)`."""
+    gradients = bucket.buffer()
+    with torch_errors():
+        pending = comm.all_reduce_async(gradients, op="mean", out=gradients)
+    completer = _completers.setdefault(id(comm), Completer("treering-futures"))
+    return Work(pending, [gradients], completer).get_future().then(lambda done: done.value()[0])

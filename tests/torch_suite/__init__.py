@@ -1,0 +1,1 @@
+"""torch's own tests of distributed backends, run on treering and on Gloo (`make test-torch-suite`)."""
