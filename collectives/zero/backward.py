@@ -1,3 +1,4 @@
+# pyright: basic
 """Gradients on their way: hooks on the parameters take them as backward makes them, and send them off by bucket.
 
 Buckets are reduced in one fixed order, whatever order they fill in, so that every rank makes the same calls; what is
@@ -11,6 +12,7 @@ gradient of this backward alone; whether it is added to what there was follows f
 
 from __future__ import annotations
 
+import itertools
 import sys
 import zlib
 from collections.abc import Callable, Generator, Sequence
@@ -157,14 +159,15 @@ class Backward:
 
     def finish(self) -> None:
         """Ends the round even if this rank has computed nothing, because others may have."""
-        used = np.zeros(len(self.parameters), bool)
+        used: Any = np.zeros(len(self.parameters), bool)
         for bucket in self.buckets:
             for slot, there, reduced, p in zip(
                 bucket.layout.slots, bucket.local, bucket.reduced, bucket.parameters, strict=True
             ):
                 used[slot.parameter.index] = there or (reduced and p.grad is not None)
         incomplete = NOTHING
-        if self._early or self._running:
+        inside = torch._C._current_graph_task_id() != NOTHING  # a parameter in several reentrant checkpoints
+        if self._early or (self._running and not inside):
             waiting = (b.layout.index for b in self.buckets if b.missing and not b.sent)
             incomplete = next(waiting, self.buckets[-1].layout.index)
         self.launch_all()
@@ -191,7 +194,8 @@ class Backward:
         self.rounds += 1
         self._ended_rounds += 1
         self._next = self.backwards = 0
-        self._open = self._running = self._early = False
+        self._open = self._early = False
+        self._running = self._running and inside
         self._norms.clear()
         for bucket in self.buckets:
             bucket.sent = False
@@ -208,7 +212,7 @@ class Backward:
         bucket, number = self.place[index]
         gradient = p.grad
         assert gradient is not None
-        if bucket.buffer is not None and gradient.data_ptr() and _lies_in(gradient, bucket.buffer):
+        if not gradient.numel() or bucket.buffer is not None and _lies_in(gradient, bucket.buffer):
             return  # stage 0: it is the reduced one
         if bucket.sent:
             self.complete()
@@ -226,11 +230,10 @@ class Backward:
             bucket.forget()
         self._in_flight.clear()
 
-    def clip(self, parameters: Sequence[Any], max_norm: float, order: float, error_if_nonfinite: bool) -> torch.Tensor:
+    def clip(self, max_norm: float, order: float, error_if_nonfinite: bool) -> torch.Tensor:
         """See ZeroOptimizer.clip_grad_norm_."""
         every = self.norms(order)
-        index = {id(p): i for i, p in enumerate(self.parameters)}
-        numbers = [index[id(p)] for p in parameters if p.grad is not None]
+        numbers = [i for i, p in enumerate(self.parameters) if p.grad is not None and i in self.place]
         if not numbers:
             return torch.zeros(())
         total = torch.linalg.vector_norm(torch.stack([every[i] for i in numbers]), order)
@@ -257,7 +260,7 @@ class Backward:
         if bucket.everything:
             return own[0].to(p.dtype).view(p.shape) if own else torch.zeros_like(p)
         inside = [min(max(b - slot.begin, 0), slot.parameter.numel) for b in bounds]
-        sizes = [b - a for a, b in zip(inside, inside[1:], strict=False)]
+        sizes = [b - a for a, b in itertools.pairwise(inside)]
         mine = own[0].contiguous() if own else torch.empty(0, dtype=bucket.grad_dtype)
         whole = self.comm.all_gather(mine, sizes=sizes) if self.comm.size > 1 else mine
         return whole.to(p.dtype).view(slot.parameter.shape)

@@ -1,3 +1,4 @@
+# pyright: basic
 """One bucket on one rank: where its gradients gather, which part of them stays, and the optimizer of that part.
 
     gradients   buffer (whole, on the way)  --reduce-scatter-->  own stretch  -->  optimizer
@@ -121,10 +122,9 @@ class Bucket:
 
     def add(self, number: int, gradient: torch.Tensor, onto: bool) -> None:
         """Takes this rank's gradient of a slot, onto what there is of it since the last reduction, if `onto`."""
-        if self.buffer is None:
-            self.buffer = self._take_buffer()
+        buffer = self._buffer()
         slot = self.layout.slots[number]
-        place = self.buffer[slot.begin : slot.end].view(slot.parameter.shape)
+        place = buffer[slot.begin : slot.end].view(slot.parameter.shape)
         if self.local[number] and onto:
             place.add_(gradient)
         else:
@@ -133,38 +133,38 @@ class Bucket:
             self.local[number] = True
             self.missing -= 1
 
-    def _take_buffer(self) -> torch.Tensor:
+    def _buffer(self) -> torch.Tensor:
         numel, item = self.layout.numel, self.grad_dtype.itemsize
-        if self.keeps_buffer:
-            return registered(self.settings.comm, numel, self.grad_dtype, self.settings.device)
-        self.taken = self.settings.pool.take(max(numel * item, 1))
-        return self.taken[: numel * item].view(self.grad_dtype)
+        if self.buffer is None and self.keeps_buffer:
+            self.buffer = registered(self.settings.comm, numel, self.grad_dtype, self.settings.device)
+        elif self.buffer is None:
+            self.taken = self.settings.pool.take(max(numel * item, 1))
+            self.buffer = self.taken[: numel * item].view(self.grad_dtype)
+        return self.buffer
 
     def reduce(self) -> None:
         """Starts the reduction of the gradients. Slots without one count as zeros."""
         s, layout = self.settings, self.layout
-        if self.buffer is None:
-            self.buffer = self._take_buffer()
+        if self.untouched:  # a later backward has used other parameters
+            self.reopen()
+        buffer = self._buffer()
         for number, slot in enumerate(layout.slots):
             if not self.local[number]:
-                self.buffer[slot.begin : slot.end].zero_()
+                buffer[slot.begin : slot.end].zero_()
                 self.kept[number] = self.parameters[number].grad is not None
-        own = self.buffer[self.begin : self.end]
+        own = buffer[self.begin : self.end]
         earlier = any(kept and reduced for kept, reduced in zip(self.kept, self.reduced, strict=True))
         into = own
         if not self.keeps_buffer:
-            if earlier or self.grad is None:
-                into = torch.empty_like(own)
-            else:
-                into = self.grad
+            into = torch.empty_like(own) if earlier or self.grad is None else self.grad
         self._earlier, self._into, self._launched, self.sent = earlier, into, True, True
         if s.comm.size > 1 and layout.numel:
             options = {"op": "mean", "sizes": layout.sizes, "algorithm": s.algorithm, "reproducible": s.reproducible}
             with while_doing("reducing the gradients of", layout):
                 if s.overlap:
-                    self._work = s.comm.reduce_scatter_async(self.buffer, out=into, **options)
+                    self._work = s.comm.reduce_scatter_async(buffer, out=into, **options)
                 else:
-                    s.comm.reduce_scatter(self.buffer, out=into, **options)
+                    s.comm.reduce_scatter(buffer, out=into, **options)
         elif into is not own:
             into.copy_(own)
 
@@ -210,9 +210,10 @@ class Bucket:
     def _gather_gradients(self) -> None:
         s, layout = self.settings, self.layout
         if s.comm.size > 1 and layout.numel:
-            own = self.buffer[self.begin : self.end]
+            buffer = self._buffer()
+            own = buffer[self.begin : self.end]
             with while_doing("gathering the gradients of", layout):
-                self._work = s.comm.all_gather_async(own, sizes=layout.sizes, out=self.buffer)
+                self._work = s.comm.all_gather_async(own, sizes=layout.sizes, out=buffer)
 
     def gradient_ready(self) -> None:
         """Waits until the reduced gradients are where they belong."""

@@ -1,3 +1,4 @@
+# pyright: basic
 """Whether an optimizer works element by element, which is what partitioning its state takes: found out by trying."""
 
 from __future__ import annotations

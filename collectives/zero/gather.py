@@ -1,3 +1,4 @@
+# pyright: basic
 """Stage 3: parameters that are whole only while a module needs them.
 
     forward     [gather]  module runs  [let go]          hooks on the module
@@ -142,32 +143,30 @@ class Gatherer:
         if torch.is_grad_enabled() and outputs:
             for x in outputs:
                 x.register_hook(lambda gradient: self._need(needed))
+        # What is computed again for the sake of backward (activation checkpoints) is needed until backward has passed.
+        again = torch._C._current_graph_task_id() != -1
         for g in needed:
             g.users -= 1
-            if not g.users and not self._is_next(g):
+            if not g.users and not again:
                 g.let_go()
 
     def _leave(self, needed: list[Gathered]) -> None:
         """Backward has passed a module."""
         for g in needed:
-            if not g.users and not self._is_next(g):
+            if not g.users:
                 g.let_go()
 
     # ---------------------------------------------------------------- gathering
 
     def _need(self, needed: list[Gathered]) -> None:
         for g in needed:
-            if not g.here or not self._now or self._now[-1] is not g:
-                if not (g.here and g in self._now[-len(needed) :]):
-                    self._now.append(g)
-                    self._noted(g.layout.index)
+            if not (g.here and g in self._now[-len(needed) :]):
+                self._now.append(g)
+                self._noted(g.layout.index)
             g.start()
         for g in needed:
             g.wait()
         self._look_ahead()
-
-    def _is_next(self, g: Gathered) -> bool:
-        return False
 
     def _look_ahead(self) -> None:
         """Starts what was gathered next the last time, as long as this time has gone the same way."""

@@ -1,3 +1,4 @@
+# pyright: basic
 """The ZeRO optimizer: a `torch.optim.Optimizer` whose state, gradients and parameters are spread over the ranks."""
 
 from __future__ import annotations
@@ -204,8 +205,7 @@ class ZeroOptimizer(torch.optim.Optimizer):
         partitioned. All ranks call it.
         """
         self._backward.complete()
-        parameters = [p for group in self.param_groups for p in group["params"]]
-        return self._backward.clip(parameters, max_norm, norm_type, error_if_nonfinite)
+        return self._backward.clip(max_norm, norm_type, error_if_nonfinite)
 
     def full_gradient(self, parameter: torch.nn.Parameter) -> torch.Tensor | None:
         """The whole averaged gradient of a parameter, on every rank; None where it has none. All ranks call it."""

@@ -1,4 +1,5 @@
-"""What of each logical parameter this rank's optimizer holds, and how to read and write it: all that a checkpoint needs.
+# pyright: basic
+"""What of each logical parameter this rank's optimizer holds, and how to read and write it.
 
 A piece is a slice of one parameter, laid flat. Pieces are cut small enough that one optimizer update of a piece stays
 in a core's cache, which makes PyTorch's plain optimizers about twice as fast on large parameters.
