@@ -26,6 +26,7 @@ from collectives.zero.agreement import NOTHING, Note, agree
 from collectives.zero.bucket import Bucket
 from collectives.zero.gradient import ShardedGradient
 from collectives.zero.norms import norms
+from collectives.zero.traffic import Traffic
 
 __all__ = ["Backward"]
 
@@ -40,11 +41,11 @@ class Backward:
 
     def __init__(
         self, buckets: Sequence[Bucket], parameters: Sequence[torch.nn.Parameter], comm: Any, *,
-        ended: Callable[[], None],
+        ended: Callable[[], None], traffic: Traffic,
     ) -> None:  # fmt: skip
         self.buckets = [b for b in buckets if b.trained]
         self.layouts = [b.layout for b in buckets]
-        self.parameters, self.comm, self._ended = list(parameters), comm, ended
+        self.parameters, self.comm, self._ended, self._traffic = list(parameters), comm, ended, traffic
         self.synchronised = True  # False under no_sync
         self.place: dict[int, tuple[Bucket, int]] = {}
         self._next = self.rounds = self.backwards = 0
@@ -100,6 +101,8 @@ class Backward:
         self._early = self._early or self._running  # the one before never came to its end
         self._task, self._open = task, True
         self._norms.clear()
+        for bucket in self.buckets:
+            bucket.expect()
         if not nested:
             self._running = True
             self.backwards += 1
@@ -175,9 +178,10 @@ class Backward:
         for bucket in self.buckets:
             bucket.collect()
         self._in_flight.clear()
-        marks = agree(self.comm, note, used, self.layouts)
         for bucket in self.buckets:
             bucket.gradient_ready()
+        with self._traffic.header():
+            marks = agree(self.comm, note, used, self.layouts)
         anywhere = marks.any(axis=0)
         for index, (bucket, number) in self.place.items():
             p = self.parameters[index]
@@ -212,7 +216,7 @@ class Backward:
         bucket, number = self.place[index]
         gradient = p.grad
         assert gradient is not None
-        if not gradient.numel() or bucket.buffer is not None and _lies_in(gradient, bucket.buffer):
+        if not gradient.numel() or (bucket.buffer is not None and _lies_in(gradient, bucket.buffer)):
             return  # stage 0: it is the reduced one
         if bucket.sent:
             self.complete()
@@ -230,13 +234,13 @@ class Backward:
             bucket.forget()
         self._in_flight.clear()
 
-    def clip(self, max_norm: float, order: float, error_if_nonfinite: bool) -> torch.Tensor:
+    def clip(self, max_norm: float, order: float, error_if_nonfinite: bool, loss_scale: float) -> torch.Tensor:
         """See ZeroOptimizer.clip_grad_norm_."""
         every = self.norms(order)
         numbers = [i for i, p in enumerate(self.parameters) if p.grad is not None and i in self.place]
         if not numbers:
             return torch.zeros(())
-        total = torch.linalg.vector_norm(torch.stack([every[i] for i in numbers]), order)
+        total = torch.linalg.vector_norm(torch.stack([every[i] for i in numbers]), order) / loss_scale
         if error_if_nonfinite and not torch.isfinite(total):
             raise RuntimeError(
                 f"the norm of order {order} of the gradients is {total.item()}, which cannot be clipped to"
@@ -293,12 +297,14 @@ class Backward:
                     slot = bucket.layout.slots[place]
                     found = bucket.parts(slot)
                     parts[number] = found if not bucket.everything or self.comm.rank == 0 else []
-            known = self._norms[order] = norms(self.comm, parts, order)
+            with self._traffic.header():
+                known = self._norms[order] = norms(self.comm, parts, order)
         return known
 
     def any_rank(self, flag: torch.Tensor) -> None:
         if self.comm.size > 1:
-            self.comm.all_reduce(flag, op="max", out=flag)
+            with self._traffic.header():
+                self.comm.all_reduce(flag, op="max", out=flag)
 
     def close(self) -> None:
         """Takes the hooks off the parameters."""

@@ -38,11 +38,11 @@ class Settings:
 
     def __init__(
         self, comm: Any, *, stage: int, reduce_dtype: torch.dtype | None, master_weights: bool, overlap: bool,
-        reproducible: bool, device: torch.device,
+        reproducible: bool, device: torch.device, traffic: Any,
     ) -> None:  # fmt: skip
         self.comm, self.stage, self.reduce_dtype, self.overlap = comm, stage, reduce_dtype, overlap
         self.master_weights, self.reproducible, self.device = master_weights, reproducible, device
-        self.pool = Pool(comm, device)
+        self.pool, self.traffic = Pool(comm, device), traffic
         # Both send each byte once, (N - 1) / N of the bucket from every rank, and combine in the canonical order.
         few = comm.size <= 16 or comm.size & (comm.size - 1)
         self.algorithm = "auto" if not reproducible else "direct_canonical" if few else "halving_canonical"
@@ -67,7 +67,7 @@ class Bucket:
         self.grad: torch.Tensor | None = None  # reduced, the own stretch
         count = len(layout.slots)
         self.local, self.reduced, self.kept = [False] * count, [False] * count, [False] * count
-        self.missing = count  # slots without a gradient of this rank yet
+        self.arrived, self.missing = [False] * count, count  # gradients of the backward that runs
         self.sent = False  # in this round
         self._launched = self._earlier = False
         self._work: Work | None = None
@@ -129,9 +129,15 @@ class Bucket:
             place.add_(gradient)
         else:
             place.copy_(gradient)
-        if not self.local[number]:
-            self.local[number] = True
+        self.local[number] = True
+        if not self.arrived[number]:
+            self.arrived[number] = True
             self.missing -= 1
+
+    def expect(self) -> None:
+        """A backward begins: a gradient of every slot may come."""
+        self.missing = len(self.arrived)
+        self.arrived = [False] * self.missing
 
     def _buffer(self) -> torch.Tensor:
         numel, item = self.layout.numel, self.grad_dtype.itemsize
@@ -171,7 +177,7 @@ class Bucket:
     @property
     def untouched(self) -> bool:
         """Whether no gradient has come since the last reduction."""
-        return self.missing == len(self.layout.slots) and any(self.reduced)
+        return any(self.reduced) and not any(self.local)
 
     def reopen(self) -> None:
         """Takes reduced gradients that are wanted out of the buffer, because new ones are about to be added to them."""
@@ -199,7 +205,6 @@ class Bucket:
         self.grad, self._into, self._launched = self._into, None, False
         self.reduced = [True] * len(layout.slots)
         self.local = [False] * len(layout.slots)
-        self.missing = len(layout.slots)
         if self.everything:
             self._gather_gradients()
         if not self.keeps_buffer:
@@ -224,7 +229,7 @@ class Bucket:
         if self._work is not None:
             work, self._work = self._work, None
             with while_doing(doing, self.layout):
-                work.wait()
+                self.settings.traffic.wait(work)
 
     def reduced_gradient(self) -> torch.Tensor | None:
         """What the optimizer works with: elements `first` and on of the bucket."""
@@ -234,7 +239,6 @@ class Bucket:
         """Drops all gradients."""
         count = len(self.layout.slots)
         self.local, self.reduced, self.kept = [False] * count, [False] * count, [False] * count
-        self.missing = count
         if not self.keeps_buffer:
             self.grad = None
             if self.taken is not None:
@@ -243,15 +247,16 @@ class Bucket:
 
     # ---------------------------------------------------------------- step
 
-    def step(self, active: Sequence[bool], group: dict[str, Any]) -> None:
-        """Updates the own stretch of the slots that are active, then starts sending it to the others."""
+    def step(self, active: Sequence[bool], group: dict[str, Any], scale: float = 1.0) -> None:
+        """Updates the own stretch of the slots that are active with gradients / `scale`, then starts sending it to the others."""
         gradient = self.reduced_gradient()
         if self.optimizer is not None and gradient is not None and any(active):
             of_slot = {id(slot): there for slot, there in zip(self.layout.slots, active, strict=True)}
             for piece in self.pieces:
                 if of_slot[id(piece.slot)]:
                     part = gradient[piece.offset : piece.offset + piece.master.numel()]
-                    piece.master.grad = part.to(piece.master.dtype)
+                    part = part.to(piece.master.dtype)
+                    piece.master.grad = part if scale == 1.0 else part / scale
             values = self.optimizer.param_groups[0]
             values.update((k, v) for k, v in group.items() if k not in ("params", "param_names"))
             self.optimizer.step()
@@ -276,6 +281,24 @@ class Bucket:
     def published(self) -> None:
         """Returns when all parameters are whole again, or where they belong."""
         self._wait("gathering the parameters of")
+
+    def held_bytes(self) -> dict[str, int]:
+        """Memory by kind; see report.py."""
+        working = self.shard if self.layout.partitioned else self.full
+        state = self.optimizer.state.values() if self.optimizer is not None else ()
+        tensors = [t for held in state for t in held.values() if isinstance(t, torch.Tensor)]
+        gradients = [self.buffer] if self.keeps_buffer and self.buffer is not None else []
+        if self.grad is not None and not self._lies_in_buffer(self.grad):
+            gradients.append(self.grad)
+        assert working is not None
+        return {
+            "parameters": working.nbytes,
+            "gradients": sum(t.nbytes for t in gradients),
+            "optimizer": sum(t.nbytes for t in tensors) + (self.master.nbytes if self.separate_master else 0),
+        }
+
+    def _lies_in_buffer(self, t: torch.Tensor) -> bool:
+        return self.buffer is not None and t.untyped_storage().data_ptr() == self.buffer.untyped_storage().data_ptr()
 
     def parts(self, slot: Slot) -> list[torch.Tensor]:
         """What this rank holds of a slot's reduced gradient, each element on one rank only, but at stage 0."""

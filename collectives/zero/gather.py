@@ -62,7 +62,7 @@ class Gathered:
         if self._work is not None:
             work, self._work = self._work, None
             with while_doing("gathering the parameters of", self.layout):
-                work.wait()
+                self.bucket.settings.traffic.wait(work)
         for p, view in zip(self.bucket.parameters, self.views, strict=True):
             p.data = view
 

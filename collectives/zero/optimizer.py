@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -18,6 +18,9 @@ from collectives.zero.gather import Gatherer
 from collectives.zero.gradient import ShardedGradient
 from collectives.zero.layout import Parameter, buckets
 from collectives.zero.pieces import Piece
+from collectives.zero.precision import LossScale
+from collectives.zero.report import memory
+from collectives.zero.traffic import Traffic
 
 __all__ = ["ZeroOptimizer"]
 
@@ -49,6 +52,8 @@ class ZeroOptimizer(torch.optim.Optimizer):
     persistence_bytes   stage 3: parameters smaller than this stay whole
     prefetch_bytes      stage 3: how much is gathered ahead
     units               stage 3: modules, or classes of modules, whose parameters are gathered and let go as one
+    loss_scale          what `scale(loss)` multiplies by: a number, or "dynamic", which begins with `initial_scale` and
+                        doubles after `growth_interval` good steps. None: 1, or use torch.amp.GradScaler
 
     Every rank constructs it, and calls `step`, at the same time. Raises ValueError or TypeError for arguments that
     make no sense and for an optimizer that does not work element by element, MismatchError when the ranks differ.
@@ -70,6 +75,9 @@ class ZeroOptimizer(torch.optim.Optimizer):
         persistence_bytes: int = 64 << 10,
         prefetch_bytes: int = 32 * _MIB,
         units: Sequence[Any] = (),
+        loss_scale: float | Literal["dynamic"] | None = None,
+        initial_scale: float = 65536.0,
+        growth_interval: int = 2000,
         **optimizer_arguments: Any,
     ) -> None:
         if stage not in (0, 1, 2, 3):
@@ -83,6 +91,8 @@ class ZeroOptimizer(torch.optim.Optimizer):
         self._built = False
         super().__init__(prototype.param_groups, prototype.defaults)
         del prototype
+        self._scale = LossScale(loss_scale, initial_scale, growth_interval)
+        self.step_was_applied = True
         self._own_comm = comm is None
         self.comm: Any = connect() if comm is None else comm
         self.stage, self.model = stage, model
@@ -96,7 +106,7 @@ class ZeroOptimizer(torch.optim.Optimizer):
         device = self._everything[0].device
         self._settings = Settings(
             self.comm, stage=stage, reduce_dtype=reduce_dtype, master_weights=master_weights, overlap=overlap,
-            reproducible=reproducible, device=device,
+            reproducible=reproducible, device=device, traffic=Traffic(self.comm),
         )  # fmt: skip
         whole_units = _modules(model, units)
         owner = _owners(model, whole_units)
@@ -118,7 +128,9 @@ class ZeroOptimizer(torch.optim.Optimizer):
                     bucket.make_optimizer(optimizer, self.param_groups[layout.group], optimizer_arguments)
                 self._buckets.append(bucket)
             self._share_the_rest(model)
-        self._backward = Backward(self._buckets, self._everything, self.comm, ended=self._backward_ended)
+        self._backward = Backward(
+            self._buckets, self._everything, self.comm, ended=self._backward_ended, traffic=self._settings.traffic
+        )
         self._gatherer = None
         if stage == 3:
             with torch.no_grad():
@@ -126,6 +138,7 @@ class ZeroOptimizer(torch.optim.Optimizer):
                     model, self._buckets, whole_units, prefetch_bytes=prefetch_bytes if overlap else 0,
                     noted=self._backward.gathered,
                 )  # fmt: skip
+        self._settings.traffic.begin()
         self._built = True
 
     # ---------------------------------------------------------------- making
@@ -182,12 +195,24 @@ class ZeroOptimizer(torch.optim.Optimizer):
             if p.grad is not None and not isinstance(p.grad, ShardedGradient):
                 backward.adopt(p)
         backward.complete_or_join()
-        for bucket in self._buckets:
+        overflow = self._scale.dynamic and not all(map(torch.isfinite, backward.norms(float("inf"))))
+        self.step_was_applied = not overflow
+        for bucket in self._buckets if not overflow else ():
             if bucket.trained:
-                bucket.step(backward.active(bucket), self.param_groups[bucket.layout.group])
+                bucket.step(backward.active(bucket), self.param_groups[bucket.layout.group], self._scale.value)
         for bucket in self._buckets:
             bucket.published()
+        self._scale.update(overflow)
         return loss
+
+    def scale(self, loss: torch.Tensor) -> torch.Tensor:
+        """The loss times `loss_scale`: what backward is to be called on."""
+        return loss * self._scale.value
+
+    @property
+    def loss_scale(self) -> float:
+        """The current loss scale; gradients are divided by it when they are used."""
+        return self._scale.value
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drops all gradients. `set_to_none=False` is the same here: a gradient of zeros would take memory."""
@@ -205,7 +230,7 @@ class ZeroOptimizer(torch.optim.Optimizer):
         partitioned. All ranks call it.
         """
         self._backward.complete()
-        return self._backward.clip(max_norm, norm_type, error_if_nonfinite)
+        return self._backward.clip(max_norm, norm_type, error_if_nonfinite, self._scale.value)
 
     def full_gradient(self, parameter: torch.nn.Parameter) -> torch.Tensor | None:
         """The whole averaged gradient of a parameter, on every rank; None where it has none. All ranks call it."""
@@ -215,6 +240,40 @@ class ZeroOptimizer(torch.optim.Optimizer):
     def _backward_ended(self) -> None:
         if self._gatherer is not None:
             self._gatherer.ended()
+
+    # ---------------------------------------------------------------- what it takes
+
+    def memory(self) -> dict[str, int]:
+        """Bytes of model state that this rank holds now.
+
+        parameters (with those that are not trained), gradients, optimizer (master weights and state); besides, what
+        comes and goes: in_transit (buffers of gradients on their way), gathered (whole parameters of stage 3), and
+        on_file.
+        """
+        bucketed = {id(p) for b in self._buckets for p in b.parameters}
+        rest = [p for p in self._everything if id(p) not in bucketed]
+        return memory(self._buckets, rest, self._gatherer)
+
+    def report(self) -> dict[str, Any]:
+        """What this rank has sent and waited for since it was made.
+
+        sent_bytes   payload: gradients and parameters; headers: what ranks told each other to agree, and norms
+        waited_s     seconds in which this rank stood still for a collective
+        rounds       reductions of all gradients
+        """
+        traffic = self._settings.traffic
+        return {
+            "sent_bytes": traffic.sent_bytes(), "waited_s": traffic.waited_s, "rounds": self._backward.rounds,
+            "memory": self.memory(),
+        }  # fmt: skip
+
+    def measure(self) -> AbstractContextManager[dict[str, float]]:
+        """`with opt.measure() as found:` traces the steps in the block, and fills `found` at its end.
+
+        wall_s, and of it communication_s: exposed_s that this rank stood still for, and hidden_s behind computation;
+        sent_bytes, and calls.
+        """
+        return self._settings.traffic.measure()
 
     # ---------------------------------------------------------------- what checkpoints are made of
 
@@ -232,6 +291,7 @@ class ZeroOptimizer(torch.optim.Optimizer):
         """Sets what `scalars` gives."""
         for group, saved in zip(self.param_groups, values["groups"], strict=True):
             group.update(saved)
+        self._scale.set_state(values["loss_scale"])
 
     @torch.no_grad()
     def refresh(self) -> None:
