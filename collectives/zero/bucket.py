@@ -248,7 +248,7 @@ class Bucket:
     # ---------------------------------------------------------------- step
 
     def step(self, active: Sequence[bool], group: dict[str, Any], scale: float = 1.0) -> None:
-        """Updates the own stretch of the slots that are active with gradients / `scale`, then starts sending it to the others."""
+        """Updates the own stretch of the active slots with gradients / `scale`, then starts sending it."""
         gradient = self.reduced_gradient()
         if self.optimizer is not None and gradient is not None and any(active):
             of_slot = {id(slot): there for slot, there in zip(self.layout.slots, active, strict=True)}

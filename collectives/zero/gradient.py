@@ -8,6 +8,7 @@ step works on it as on a whole one, on all ranks together: norms, scaling, clamp
 
 from __future__ import annotations
 
+import weakref
 from typing import Any, Protocol
 
 import torch
@@ -31,11 +32,6 @@ class GradientOwner(Protocol):
         ...
 
 
-_aten = torch.ops.aten
-_IN_PLACE = {
-    name: getattr(getattr(_aten, name), overload)
-    for name, overload in [("mul_", "Tensor"), ("mul_", "Scalar"), ("div_", "Tensor"), ("div_", "Scalar")]
-}
 _ELEMENTWISE = frozenset(
     {
         "aten::mul_", "aten::div_", "aten::neg_", "aten::zero_", "aten::clamp_", "aten::clamp_min_", "aten::clamp_max_",
@@ -51,7 +47,6 @@ _ELEMENTWISE_OF_LISTS = frozenset(
 class ShardedGradient(torch.Tensor):
     """See the module. `number` is the parameter's."""
 
-    owner: GradientOwner
     number: int
     __torch_function__ = torch._C._disabled_torch_function_impl
 
@@ -60,10 +55,17 @@ class ShardedGradient(torch.Tensor):
         return torch.Tensor._make_wrapper_subclass(cls, like.shape, dtype=like.dtype, device=like.device)
 
     def __init__(self, owner: GradientOwner, number: int, like: torch.Tensor) -> None:
-        self.owner, self.number = owner, number
+        self._owner, self.number = weakref.ref(owner), number  # Python cannot see cycles through `grad`
 
     def __repr__(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
         return f"ShardedGradient(parameter {self.number}, shape {tuple(self.shape)}, {self.dtype})"
+
+    @property
+    def owner(self) -> GradientOwner:
+        owner = self._owner()
+        if owner is None:
+            raise RuntimeError("the ZeroOptimizer that held the parts of this gradient is gone")
+        return owner
 
     def _parts(self) -> list[torch.Tensor]:
         return self.owner.parts(self.number)

@@ -311,6 +311,9 @@ class ZeroOptimizer(torch.optim.Optimizer):
                     gathered.wait()
             self._gatherer.close()
         self._backward.close()
+        for p in self._everything:
+            if isinstance(p.grad, ShardedGradient):
+                p.grad = None
         if self._own_comm:
             self.comm.close()
 
