@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+import weakref
 import zlib
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
@@ -58,37 +59,55 @@ class Backward:
         for bucket in self.buckets:
             for number, (slot, p) in enumerate(zip(bucket.layout.slots, bucket.parameters, strict=True)):
                 self.place[slot.parameter.index] = bucket, number
-                self._handles.append(p.register_hook(self._before(p, bucket, number)))
-                self._handles.append(p.register_post_accumulate_grad_hook(self._after(bucket, number)))
+                self._handles.append(p.register_hook(self._before(slot.parameter.index)))
+                self._handles.append(p.register_post_accumulate_grad_hook(self._after(slot.parameter.index)))
         self.gradients = {
             i: ShardedGradient(self, i, self.parameters[i]) for i, (b, _) in self.place.items()
         }  # fmt: skip
 
     # ---------------------------------------------------------------- hooks
 
-    def _before(self, p: torch.nn.Parameter, bucket: Bucket, number: int) -> Callable[[torch.Tensor], None]:
+    # The hooks know their owner weakly: Python does not see what C++ keeps in a tensor, and could never free the cycle.
+
+    def _before(self, index: int) -> Callable[[torch.Tensor], None]:
+        me = weakref.ref(self)
+
         def before(gradient: torch.Tensor) -> None:
-            if bucket.sent:
-                self.complete()
-            self._enter()
-            if bucket.untouched:
-                bucket.reopen()
-            bucket.kept[number] = p.grad is not None
-            p.grad = None
+            if (owner := me()) is not None:
+                owner.expect(index)
 
         return before
 
-    def _after(self, bucket: Bucket, number: int) -> Callable[[torch.nn.Parameter], None]:
-        index = bucket.layout.slots[number].parameter.index
+    def _after(self, index: int) -> Callable[[torch.Tensor], None]:
+        me = weakref.ref(self)
 
         def after(p: torch.Tensor) -> None:
-            assert p.grad is not None
-            bucket.add(number, p.grad, bucket.kept[number])
-            p.grad = self.gradients[index]
-            if self.synchronised and not bucket.missing:
-                self._launch(bucket)
+            if (owner := me()) is not None:
+                owner.take(index)
 
         return after
+
+    def expect(self, index: int) -> None:
+        """A parameter's gradient is about to be accumulated. See [Note: whose gradient]."""
+        bucket, number = self.place[index]
+        if bucket.sent:
+            self.complete()
+        self._enter()
+        if bucket.untouched:
+            bucket.reopen()
+        p = self.parameters[index]
+        bucket.kept[number] = p.grad is not None
+        p.grad = None
+
+    def take(self, index: int) -> None:
+        """A parameter's gradient of this backward is there."""
+        bucket, number = self.place[index]
+        p = self.parameters[index]
+        assert p.grad is not None
+        bucket.add(number, p.grad, bucket.kept[number])
+        p.grad = self.gradients[index]
+        if self.synchronised and not bucket.missing:
+            self._launch(bucket)
 
     def _enter(self) -> None:
         """Notes a backward that has just begun. One within another (reentrant checkpoints) is a part of that."""

@@ -10,10 +10,9 @@ import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
 
+import tests.torch_ready  # noqa: F401 - ranks are forked from a process that has imported this
 from collectives.zero import ZeroOptimizer
 from tests.canonical import canonical_sum
-
-torch.set_num_threads(1)
 
 
 class Odd(torch.nn.Module):

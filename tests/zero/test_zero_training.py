@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+import tests.torch_ready  # noqa: F401 - ranks are forked from a process that has imported this
 from collectives.zero import ZeroOptimizer
 
-torch.set_num_threads(1)
 mse = torch.nn.functional.mse_loss
 Ranks = Callable[..., contextlib.AbstractContextManager[Any]]
 
