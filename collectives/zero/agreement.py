@@ -1,4 +1,4 @@
-# pyright: basic
+# pyright: basic, reportMissingImports=false
 """What the ranks tell each other once a round, in a few bytes: which parameters had gradients, and what went wrong.
 
 A round is a backward, or several under `no_sync`, whose gradients are reduced together. All ranks reduce all buckets

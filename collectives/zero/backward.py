@@ -1,4 +1,4 @@
-# pyright: basic
+# pyright: basic, reportMissingImports=false
 """Gradients on their way: hooks on the parameters take them as backward makes them, and send them off by bucket.
 
 Buckets are reduced in one fixed order, whatever order they fill in, so that every rank makes the same calls; what is
@@ -200,8 +200,8 @@ class Backward:
         for bucket in self.buckets:
             bucket.gradient_ready()
         with self._traffic.header():
-            marks = agree(self.comm, note, used, self.layouts)
-        anywhere = marks.any(axis=0)
+            marks: Any = agree(self.comm, note, used, self.layouts)
+        anywhere: Any = marks.any(axis=0)
         for index, (bucket, number) in self.place.items():
             p = self.parameters[index]
             if not anywhere[index]:

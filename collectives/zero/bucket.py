@@ -1,4 +1,4 @@
-# pyright: basic
+# pyright: basic, reportMissingImports=false
 """One bucket on one rank: where its gradients gather, which part of them stays, and the optimizer of that part.
 
     gradients   buffer (whole, on the way)  --reduce-scatter-->  own stretch  -->  optimizer
@@ -192,6 +192,7 @@ class Bucket:
         """Waits for the reduction."""
         if not self._launched:
             return
+        assert self._into is not None
         layout = self.layout
         self._wait("reducing the gradients of")
         assert self._into is not None

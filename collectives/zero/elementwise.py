@@ -1,4 +1,4 @@
-# pyright: basic
+# pyright: basic, reportMissingImports=false
 """Whether an optimizer works element by element, which is what partitioning its state takes: found out by trying."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-# pyright: basic
+# pyright: basic, reportMissingImports=false
 """Stage 3: parameters that are whole only while a module needs them.
 
     forward     [gather]  module runs  [let go]          hooks on the module

@@ -1,4 +1,4 @@
-# pyright: basic
+# pyright: basic, reportMissingImports=false
 """A gradient of which this rank holds a part: what `parameter.grad` is once gradients are partitioned.
 
 It has the parameter's shape and dtype, but no memory of its own. What PyTorch does to gradients between backward and

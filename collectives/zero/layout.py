@@ -1,4 +1,4 @@
-# pyright: basic
+# pyright: basic, reportMissingImports=false
 """Which parameters share a bucket, and which part of a bucket each rank owns. Pure arithmetic: no tensors.
 
     bucket      |  weight 0            | bias 0 |  weight 1                 |

@@ -1,4 +1,4 @@
-# pyright: basic
+# pyright: basic, reportMissingImports=false
 """Memory that collectives work on: registered with the transport, so that ranks on one host read it in place."""
 
 from __future__ import annotations

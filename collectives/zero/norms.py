@@ -1,4 +1,4 @@
-# pyright: basic
+# pyright: basic, reportMissingImports=false
 """Norms of gradients of which each rank holds a part, with the same bits however they are cut into parts.
 
 [Note: a sum in any order]  Powers are added in float64 so that no addition rounds. Each is first split at a fixed

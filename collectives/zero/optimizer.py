@@ -1,4 +1,4 @@
-# pyright: basic
+# pyright: basic, reportMissingImports=false
 """The ZeRO optimizer: a `torch.optim.Optimizer` whose state, gradients and parameters are spread over the ranks."""
 
 from __future__ import annotations
@@ -247,8 +247,7 @@ class ZeroOptimizer(torch.optim.Optimizer):
         """Bytes of model state that this rank holds now.
 
         parameters (with those that are not trained), gradients, optimizer (master weights and state); besides, what
-        comes and goes: in_transit (buffers of gradients on their way), gathered (whole parameters of stage 3), and
-        on_file.
+        comes and goes: in_transit (buffers of gradients on their way) and gathered (whole parameters of stage 3).
         """
         bucketed = {id(p) for b in self._buckets for p in b.parameters}
         rest = [p for p in self._everything if id(p) not in bucketed]

@@ -1,4 +1,4 @@
-# pyright: basic
+# pyright: basic, reportMissingImports=false
 """What of each logical parameter this rank's optimizer holds, and how to read and write it.
 
 A piece is a slice of one parameter, laid flat. Pieces are cut small enough that one optimizer update of a piece stays

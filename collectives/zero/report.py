@@ -1,4 +1,4 @@
-# pyright: basic
+# pyright: basic, reportMissingImports=false
 """What this rank holds now, by kind."""
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ __all__ = ["memory"]
 
 def memory(buckets: Iterable[Bucket], rest: Iterable[torch.Tensor], gatherer: Gatherer | None) -> dict[str, int]:
     """Bytes that this rank holds now, by kind; see ZeroOptimizer.memory."""
-    held = dict.fromkeys(("parameters", "gradients", "optimizer", "in_transit", "gathered", "on_file"), 0)
+    held: dict[str, int] = dict.fromkeys(("parameters", "gradients", "optimizer", "in_transit", "gathered"), 0)
     held["parameters"] = sum(t.nbytes for t in rest)
     for bucket in buckets:
         for kind, nbytes in bucket.held_bytes().items():

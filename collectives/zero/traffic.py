@@ -1,4 +1,4 @@
-# pyright: basic
+# pyright: basic, reportMissingImports=false
 """What training moves, as it was counted: bytes on the wire, and time that was waited for them."""
 
 from __future__ import annotations
