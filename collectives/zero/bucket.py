@@ -144,8 +144,8 @@ class Bucket:
         if self.buffer is None and self.keeps_buffer:
             self.buffer = registered(self.settings.comm, numel, self.grad_dtype, self.settings.device)
         elif self.buffer is None:
-            self.taken = self.settings.pool.take(max(numel * item, 1))
-            self.buffer = self.taken[: numel * item].view(self.grad_dtype)
+            self.taken = taken = self.settings.pool.take(max(numel * item, 1))
+            self.buffer = taken[: numel * item].view(self.grad_dtype)
         return self.buffer
 
     def reduce(self) -> None:
@@ -192,7 +192,6 @@ class Bucket:
         """Waits for the reduction."""
         if not self._launched:
             return
-        assert self._into is not None
         layout = self.layout
         self._wait("reducing the gradients of")
         assert self._into is not None
