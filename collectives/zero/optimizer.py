@@ -1,0 +1,337 @@
+# pyright: basic, reportMissingImports=false
+"""The ZeRO optimizer: a `torch.optim.Optimizer` whose state, gradients and parameters are spread over the ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Literal
+
+import torch
+
+from collectives.connect import connect
+from collectives.zero.agreement import check_alike
+from collectives.zero.backward import Backward
+from collectives.zero.bucket import Bucket, Settings
+from collectives.zero.elementwise import check_elementwise
+from collectives.zero.gather import Gatherer
+from collectives.zero.gradient import ShardedGradient
+from collectives.zero.layout import Parameter, buckets
+from collectives.zero.pieces import Piece
+from collectives.zero.precision import LossScale
+from collectives.zero.report import memory
+from collectives.zero.traffic import Traffic
+
+__all__ = ["ZeroOptimizer"]
+
+_MIB = 1 << 20
+
+
+class ZeroOptimizer(torch.optim.Optimizer):
+    """Trains a model on all ranks of a communicator, with any torch optimizer that works element by element.
+
+        opt = ZeroOptimizer(model, torch.optim.AdamW, stage=2, lr=1e-3)
+        loss_of_this_ranks_batch.backward()
+        opt.step()
+        opt.zero_grad()
+
+    Gradients are averaged over the ranks. The bits of all parameters are the same at every stage, for every
+    `bucket_bytes`, with and without `overlap`.
+
+    model               keeps its modules, names and shapes. Rank 0's values become everybody's
+    optimizer           a class of `torch.optim`, or one like it; called with `optimizer_arguments`
+    stage               0: nothing is partitioned; 1: optimizer state; 2: gradients too; 3: parameters too
+    comm                a Communicator; None: `collectives.connect()`
+    params              what to train, as for torch's optimizers: parameters, or dicts with options of their own.
+                        None: all that require gradients
+    bucket_bytes        at most so many bytes are moved at a time, but at least one parameter
+    overlap             whether gradients move while backward runs
+    reproducible        whether ranks are combined in the canonical order (collectives/calls.py)
+    reduce_dtype        the dtype in which gradients are reduced and held; None: the parameters' own
+    master_weights      whether 16-bit parameters are updated in float32
+    persistence_bytes   stage 3: parameters smaller than this stay whole
+    prefetch_bytes      stage 3: how much is gathered ahead
+    units               stage 3: modules, or classes of modules, whose parameters are gathered and let go as one
+    loss_scale          what `scale(loss)` multiplies by: a number, or "dynamic", which begins with `initial_scale` and
+                        doubles after `growth_interval` good steps. None: 1, or use torch.amp.GradScaler
+
+    Every rank constructs it, and calls `step`, at the same time. Raises ValueError or TypeError for arguments that
+    make no sense and for an optimizer that does not work element by element, MismatchError when the ranks differ.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        optimizer: Any,
+        *,
+        stage: int = 1,
+        comm: Any = None,
+        params: Iterable[Any] | None = None,
+        bucket_bytes: int = 8 * _MIB,
+        overlap: bool = True,
+        reproducible: bool = True,
+        reduce_dtype: torch.dtype | None = None,
+        master_weights: bool = True,
+        persistence_bytes: int = 64 << 10,
+        prefetch_bytes: int = 32 * _MIB,
+        units: Sequence[Any] = (),
+        loss_scale: float | Literal["dynamic"] | None = None,
+        initial_scale: float = 65536.0,
+        growth_interval: int = 2000,
+        **optimizer_arguments: Any,
+    ) -> None:
+        if stage not in (0, 1, 2, 3):
+            raise ValueError(f"stage={stage} must be 0, 1, 2 or 3")
+        if bucket_bytes < 1:
+            raise ValueError(f"bucket_bytes={bucket_bytes} must be at least 1")
+        check_elementwise(optimizer, optimizer_arguments)
+        if params is None:
+            params = [p for p in model.parameters() if p.requires_grad]
+        prototype = optimizer(params, **optimizer_arguments)  # checks the arguments, and fills in defaults
+        self._built = False
+        super().__init__(prototype.param_groups, prototype.defaults)
+        del prototype
+        self._scale = LossScale(loss_scale, initial_scale, growth_interval)
+        self.step_was_applied = True
+        self._own_comm = comm is None
+        self.comm: Any = connect() if comm is None else comm
+        self.stage, self.model = stage, model
+        self._everything, self.parameters = self._describe()
+        settings = {
+            "stage": stage, "bucket_bytes": bucket_bytes, "reproducible": reproducible, "reduce_dtype": reduce_dtype,
+            "master_weights": master_weights, "persistence_bytes": persistence_bytes,
+            "prefetch_bytes": prefetch_bytes, "overlap": overlap, "optimizer": optimizer.__name__,
+        }  # fmt: skip
+        check_alike(self.comm, self.parameters, settings)
+        device = self._everything[0].device
+        self._settings = Settings(
+            self.comm, stage=stage, reduce_dtype=reduce_dtype, master_weights=master_weights, overlap=overlap,
+            reproducible=reproducible, device=device, traffic=Traffic(self.comm),
+        )  # fmt: skip
+        whole_units = _modules(model, units)
+        owner = _owners(model, whole_units)
+        packed = [
+            (p, owner[id(self._everything[p.index])])
+            for p in reversed(self.parameters)
+            if p.trained or stage == 3  # what is not trained is only worth partitioning
+        ]
+
+        def partitioned(p: Parameter) -> bool:
+            return stage == 3 and p.numel * p.dtype.itemsize >= max(persistence_bytes, 1)
+
+        layouts = buckets(packed, self.comm.size, bucket_bytes, lambda dtype: dtype.itemsize, partitioned)
+        self._buckets: list[Bucket] = []
+        with torch.no_grad():
+            for layout in layouts:
+                bucket = Bucket(layout, self._settings, self._everything)
+                if bucket.trained:
+                    bucket.make_optimizer(optimizer, self.param_groups[layout.group], optimizer_arguments)
+                self._buckets.append(bucket)
+            self._share_the_rest(model)
+        self._backward = Backward(
+            self._buckets, self._everything, self.comm, ended=self._backward_ended, traffic=self._settings.traffic
+        )
+        self._gatherer = None
+        if stage == 3:
+            with torch.no_grad():
+                self._gatherer = Gatherer(
+                    model, self._buckets, whole_units, prefetch_bytes=prefetch_bytes if overlap else 0,
+                    noted=self._backward.gathered,
+                )  # fmt: skip
+        self._settings.traffic.begin()
+        self._built = True
+
+    # ---------------------------------------------------------------- making
+
+    def _describe(self) -> tuple[list[torch.nn.Parameter], list[Parameter]]:
+        """All parameters of the model once, in its order."""
+        group_of = {id(p): i for i, group in enumerate(self.param_groups) for p in group["params"]}
+        found: list[torch.nn.Parameter] = []
+        described: list[Parameter] = []
+        for name, p in self.model.named_parameters():
+            group = group_of.pop(id(p), -1)
+            if p.is_sparse or p.is_complex():
+                raise ValueError(f"parameter {name!r} is sparse or complex, which is not supported")
+            found.append(p)
+            described.append(Parameter(len(found) - 1, name, tuple(p.shape), p.numel(), p.dtype, group))
+        if group_of:
+            raise ValueError(f"params has {len(group_of)} parameters that are not the model's")
+        if not found:
+            raise ValueError("the model has no parameters")
+        return found, described
+
+    def _share_the_rest(self, model: torch.nn.Module) -> None:
+        """Rank 0's buffers, and the parameters that are in no bucket, become everybody's."""
+        bucketed = {id(p) for b in self._buckets for p in b.parameters}
+        rest = [p.data for p in self._everything if id(p) not in bucketed] + list(model.buffers())
+        if self.comm.size > 1:
+            for tensor in rest:
+                if tensor.numel():
+                    same = tensor.contiguous()
+                    self.comm.broadcast(same, root=0, out=same)
+                    tensor.copy_(same)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Not after construction: the parts are dealt out then. Raises ValueError."""
+        if getattr(self, "_built", False):
+            raise ValueError("a ZeroOptimizer takes all parameter groups when it is made: pass params=[{...}, {...}]")
+        super().add_param_group(param_group)
+
+    # ---------------------------------------------------------------- training
+
+    def no_sync(self) -> AbstractContextManager[None]:
+        """In a `with` block, backward adds gradients up on this rank; the next one outside, or `step`, reduces them."""
+        return self._backward.no_sync()
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Updates the parameters with the averaged gradients of all ranks. Returns what `closure` does."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        backward = self._backward
+        for p in self._everything:
+            if p.grad is not None and not isinstance(p.grad, ShardedGradient):
+                backward.adopt(p)
+        backward.complete_or_join()
+        overflow = self._scale.dynamic and not all(map(torch.isfinite, backward.norms(float("inf"))))
+        self.step_was_applied = not overflow
+        for bucket in self._buckets if not overflow else ():
+            if bucket.trained:
+                bucket.step(backward.active(bucket), self.param_groups[bucket.layout.group], self._scale.value)
+        for bucket in self._buckets:
+            bucket.published()
+        self._scale.update(overflow)
+        return loss
+
+    def scale(self, loss: torch.Tensor) -> torch.Tensor:
+        """The loss times `loss_scale`: what backward is to be called on."""
+        return loss * self._scale.value
+
+    @property
+    def loss_scale(self) -> float:
+        """The current loss scale; gradients are divided by it when they are used."""
+        return self._scale.value
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drops all gradients. `set_to_none=False` is the same here: a gradient of zeros would take memory."""
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.grad = None
+        self._backward.forget()
+
+    def clip_grad_norm_(
+        self, max_norm: float, norm_type: float = 2.0, error_if_nonfinite: bool = False
+    ) -> torch.Tensor:
+        """Scales all gradients so that their norm, as one vector over all ranks, is at most `max_norm`.
+
+        Returns the norm before, a float32 scalar; the same as `torch.nn.utils.clip_grad_norm_` on a model that is not
+        partitioned. All ranks call it.
+        """
+        self._backward.complete()
+        return self._backward.clip(max_norm, norm_type, error_if_nonfinite, self._scale.value)
+
+    def full_gradient(self, parameter: torch.nn.Parameter) -> torch.Tensor | None:
+        """The whole averaged gradient of a parameter, on every rank; None where it has none. All ranks call it."""
+        self._backward.complete()
+        return self._backward.full(parameter)
+
+    def _backward_ended(self) -> None:
+        if self._gatherer is not None:
+            self._gatherer.ended()
+
+    # ---------------------------------------------------------------- what it takes
+
+    def memory(self) -> dict[str, int]:
+        """Bytes of model state that this rank holds now.
+
+        parameters (with those that are not trained), gradients, optimizer (master weights and state); besides, what
+        comes and goes: in_transit (buffers of gradients on their way) and gathered (whole parameters of stage 3).
+        """
+        bucketed = {id(p) for b in self._buckets for p in b.parameters}
+        rest = [p for p in self._everything if id(p) not in bucketed]
+        return memory(self._buckets, rest, self._gatherer)
+
+    def report(self) -> dict[str, Any]:
+        """What this rank has sent and waited for since it was made.
+
+        sent_bytes   payload: gradients and parameters; headers: what ranks told each other to agree, and norms
+        waited_s     seconds in which this rank stood still for a collective
+        rounds       reductions of all gradients
+        """
+        traffic = self._settings.traffic
+        return {
+            "sent_bytes": traffic.sent_bytes(), "waited_s": traffic.waited_s, "rounds": self._backward.rounds,
+            "memory": self.memory(),
+        }  # fmt: skip
+
+    def measure(self) -> AbstractContextManager[dict[str, float]]:
+        """`with opt.measure() as found:` traces the steps in the block, and fills `found` at its end.
+
+        wall_s, and of it communication_s: exposed_s that this rank stood still for, and hidden_s behind computation;
+        sent_bytes, and calls.
+        """
+        return self._settings.traffic.measure()
+
+    # ---------------------------------------------------------------- what checkpoints are made of
+
+    def pieces(self) -> list[Piece]:
+        """All that this rank's optimizer holds, by parameter; see `collectives.zero.pieces`."""
+        return [piece for bucket in self._buckets for piece in bucket.pieces]
+
+    def scalars(self) -> dict[str, Any]:
+        """The rest of what there is to save: the options of the parameter groups, by number."""
+        return {
+            "groups": [{k: v for k, v in g.items() if k not in ("params", "param_names")} for g in self.param_groups]
+        }
+
+    def set_scalars(self, values: dict[str, Any]) -> None:
+        """Sets what `scalars` gives."""
+        for group, saved in zip(self.param_groups, values["groups"], strict=True):
+            group.update(saved)
+        self._scale.set_state(values["loss_scale"])
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Working parameters from what was written to pieces. All ranks call it, once all is written."""
+        for bucket in self._buckets:
+            bucket.publish()
+        for bucket in self._buckets:
+            bucket.published()
+        if self._gatherer is not None:
+            self._gatherer.let_go()
+
+    def close(self) -> None:
+        """Takes the hooks off the model. At stage 3 the parameters become whole first, so all ranks call it."""
+        if self._gatherer is not None:
+            with torch.no_grad():
+                for gathered in self._gatherer.gathered:
+                    gathered.wait()
+            self._gatherer.close()
+        self._backward.close()
+        for p in self._everything:
+            if isinstance(p.grad, ShardedGradient):
+                p.grad = None
+        if self._own_comm:
+            self.comm.close()
+
+
+def _modules(model: torch.nn.Module, units: Sequence[Any]) -> list[torch.nn.Module]:
+    classes = tuple(u for u in units if isinstance(u, type))
+    named = [u for u in units if not isinstance(u, type)]
+    return [m for m in model.modules() if isinstance(m, classes) or any(m is u for u in named)]
+
+
+def _owners(model: torch.nn.Module, units: Sequence[torch.nn.Module]) -> dict[int, int]:
+    """The number of the unit, or of the module, that each parameter is gathered for."""
+    owner: dict[int, int] = {}
+    for unit in units:
+        for p in unit.parameters():
+            owner.setdefault(id(p), -2 - len(owner))
+        first = min((owner[id(p)] for p in unit.parameters()), default=0)
+        owner.update((id(p), first) for p in unit.parameters())
+    for number, module in enumerate(model.modules()):
+        for p in module.parameters(recurse=False):
+            owner.setdefault(id(p), number)
+    return owner

@@ -1,0 +1,27 @@
+# pyright: basic, reportMissingImports=false
+"""What this rank holds now, by kind."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+
+from collectives.zero.bucket import Bucket
+from collectives.zero.gather import Gatherer
+
+__all__ = ["memory"]
+
+
+def memory(buckets: Iterable[Bucket], rest: Iterable[torch.Tensor], gatherer: Gatherer | None) -> dict[str, int]:
+    """Bytes that this rank holds now, by kind; see ZeroOptimizer.memory."""
+    held: dict[str, int] = dict.fromkeys(("parameters", "gradients", "optimizer", "in_transit", "gathered"), 0)
+    held["parameters"] = sum(t.nbytes for t in rest)
+    for bucket in buckets:
+        for kind, nbytes in bucket.held_bytes().items():
+            held[kind] += nbytes
+    pools = {id(b.settings.pool): b.settings.pool for b in buckets}
+    held["in_transit"] = sum(pool.held_bytes for pool in pools.values())
+    if gatherer is not None:
+        held["gathered"] = sum(g.nbytes for g in gatherer.gathered if g.here)
+    return held
