@@ -1,8 +1,8 @@
 """The `treering` command: `treering bench COLLECTIVE ...`, which `python -m bench COLLECTIVE ...` is as well.
 
 `bench cluster` runs the same on an emulated cluster (emulate/command.py), `bench pairwise` measures every pair of ranks
-(pairwise/command.py), `bench simulate` needs no ranks at all (simulate/command.py), `bench zero` measures training steps
-(zero/command.py); `treering report`, also `python -m bench report`, makes a page of the JSON of runs
+(pairwise/command.py), `bench simulate` needs no ranks at all (simulate/command.py), `bench zero` measures steps of
+training (zero/command.py); `treering report`, also `python -m bench report`, makes a page of the JSON of runs
 (report/command.py); `treering zero estimate` is about memory (zero/estimate.py).
 
 Exit status: 0, 1 when data was wrong or a rank failed, 2 for a command line that makes no sense, 130 after

@@ -78,7 +78,7 @@ def estimate(
         raise ValueError(f"state_elems {state_elems!r} is below 0")
     if unknown := set(offload) - set(KINDS):
         raise ValueError(f"offload {min(unknown)!r} is not one of {', '.join(KINDS)}")
-    count, found = _count(model_or_count)
+    count, found = _counted(model_or_count)
     each = {**BYTES_PER_ELEMENT[precision], "states": 4 * state_elems}
     held: dict[str, int] = {}
     for kind in KINDS:
@@ -87,6 +87,7 @@ def estimate(
     passes = 3 if stage == 3 else 2
     sent_bytes = passes * count * each["parameters"] * (world_size - 1) // world_size
     largest = found if largest_layer is None else largest_layer
+    theirs = None if precision == "fp32" else _deepspeed_bytes(count, largest, stage, world_size, offload)
     return Estimate(
         stage=stage,
         world_size=world_size,
@@ -95,21 +96,21 @@ def estimate(
         device_bytes={kind: nbytes for kind, nbytes in held.items() if kind not in offload},
         host_bytes={kind: nbytes for kind, nbytes in held.items() if kind in offload},
         sent_bytes=sent_bytes,
-        deepspeed_device_bytes=_deepspeed_bytes(count, largest, stage, world_size, offload) if precision != "fp32" else None,
+        deepspeed_device_bytes=theirs,
     )
 
 
-def _count(model_or_count: Any) -> tuple[int, int]:
+def _counted(model_or_count: Any) -> tuple[int, int]:
     """Elements in all, and those of the largest module's own parameters (0 for a bare count)."""
-    if isinstance(model_or_count, (int, float)) and not isinstance(model_or_count, bool):
+    if isinstance(model_or_count, int | float) and not isinstance(model_or_count, bool):
         if model_or_count < 0 or model_or_count != int(model_or_count):
             raise ValueError(f"{model_or_count!r} is not a number of parameters")
         return int(model_or_count), 0
-    if not hasattr(model_or_count, "modules") or not hasattr(model_or_count, "parameters"):
-        raise TypeError(f"estimate takes a module or a number of parameters, not {type(model_or_count).__name__}")
-    model = model_or_count
-    layers = (sum(int(p.numel()) for p in layer.parameters(recurse=False)) for layer in model.modules())
-    return sum(int(p.numel()) for p in model.parameters()), max(layers, default=0)
+    model: Any = model_or_count
+    if not hasattr(model, "modules") or not hasattr(model, "parameters"):
+        raise TypeError(f"estimate takes a module or a number of parameters, not {type(model).__name__}")
+    layers = [sum(parameter.numel() for parameter in layer.parameters(recurse=False)) for layer in model.modules()]
+    return sum(parameter.numel() for parameter in model.parameters()), max(layers, default=0)
 
 
 def _deepspeed_bytes(count: int, largest_layer: int, stage: int, ranks: int, offload: Collection[str]) -> int | None:
