@@ -19,7 +19,20 @@ What checkpoints are built on, at any number of ranks and any stage:
 
 from __future__ import annotations
 
+from collectives.zero.checkpoint_errors import CheckpointError
+from collectives.zero.consolidate import consolidate, state_dict
+from collectives.zero.deepspeed_checkpoint import read_deepspeed
+from collectives.zero.estimate import Estimate, estimate
 from collectives.zero.optimizer import ZeroOptimizer
 from collectives.zero.pieces import Piece
 
-__all__ = ["Piece", "ZeroOptimizer"]
+__all__ = [
+    "CheckpointError",
+    "Estimate",
+    "Piece",
+    "ZeroOptimizer",
+    "consolidate",
+    "estimate",
+    "read_deepspeed",
+    "state_dict",
+]
