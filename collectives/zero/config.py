@@ -38,9 +38,6 @@ class LossScale:
     static: float
     initial: float
     window: int
-    hysteresis: int
-    refill: bool  # the hysteresis, after every step that did not overflow
-    minimum: float
 
 
 @dataclass(frozen=True)
@@ -72,10 +69,10 @@ class Config:
     communication_dtype: str | None
     accumulation_dtype: str | None
     manages_accumulation: bool
-    bucket_elems: int
+    bucket_elems: int | None  # None, also of the next two: not said
     overlap: bool
-    prefetch_elems: int
-    persistence_elems: int
+    prefetch_elems: int | None
+    persistence_elems: int | None
     hpz_size: int
     mics_size: int
     quantized_weights: bool
@@ -132,6 +129,11 @@ def parse(config: Mapping[str, Any] | str | Path, *, world_size: int, model: Mod
     if optimizer_offload is not None and stage == 0:
         raise ConfigError("zero_optimization.offload_optimizer is for stages 1 to 3, and the stage is 0")
     precision = _precision(values)
+    prefetch, persistence = "stage3_prefetch_bucket_size", "stage3_param_persistence_threshold"
+
+    def said(name: str) -> bool:
+        return zero + name in reading.given
+
     return Config(
         batch=_batch(given, values, world_size),
         stage=stage,
@@ -144,10 +146,10 @@ def parse(config: Mapping[str, Any] | str | Path, *, world_size: int, model: Mod
         communication_dtype=_dtype(values["communication_data_type"]),
         accumulation_dtype=_dtype(values["data_types.grad_accum_dtype"]),
         manages_accumulation=values["managed_gradient_accumulation"],
-        bucket_elems=_at_least_one(values, f"{zero}reduce_bucket_size"),
+        bucket_elems=_at_least_one(values, f"{zero}reduce_bucket_size") if said("reduce_bucket_size") else None,
         overlap=values[f"{zero}overlap_comm"] is not False,
-        prefetch_elems=values[f"{zero}stage3_prefetch_bucket_size"],
-        persistence_elems=values[f"{zero}stage3_param_persistence_threshold"],
+        prefetch_elems=values[f"{zero}{prefetch}"] if said(prefetch) else None,
+        persistence_elems=values[f"{zero}{persistence}"] if said(persistence) else None,
         hpz_size=_at_least_one(values, f"{zero}zero_hpz_partition_size"),
         mics_size=int(values[f"{zero}mics_shard_size"]),
         quantized_weights=values[f"{zero}zero_quantized_weights"],
@@ -224,9 +226,6 @@ def _loss_scale(values: Mapping[str, Any]) -> LossScale:
         static=static,
         initial=2.0 ** values["fp16.initial_scale_power"],
         window=_at_least_one(values, "fp16.loss_scale_window"),
-        hysteresis=_at_least_one(values, "fp16.hysteresis"),
-        refill=values["fp16.consecutive_hysteresis"],
-        minimum=float(values["fp16.min_loss_scale"]),
     )
 
 
