@@ -55,7 +55,7 @@ class Engine:
             return self.module(*inputs, **named)
 
     def backward(self, loss: Tensor, retain_graph: bool = False, scale_wrt_gas: bool = True) -> Tensor:
-        """Adds the gradients up; at the last micro-batch of a step they are reduced meanwhile. Returns the loss / steps."""
+        """Adds the gradients up; at the last micro-batch of a step they are reduced meanwhile. Returns its share."""
         if scale_wrt_gas and self.config.batch.accumulation > 1:
             loss = loss / self.config.batch.accumulation
         quiet = not self.is_gradient_accumulation_boundary() or self._unsynced or not self.config.manages_accumulation

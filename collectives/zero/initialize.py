@@ -126,7 +126,7 @@ def _optimizer(
             raise TypeError(f"optimizer is {type(given).__name__}, neither an optimizer nor a function that makes one")
         given = given(trained)
     if given is not None:
-        kind: Any = type(given)
+        kind: Any = given.__class__
         accepted = inspect.signature(kind).parameters
         options: dict[str, Any] = {name: value for name, value in given.defaults.items() if name in accepted}
         return kind, [dict(group) for group in given.param_groups], options

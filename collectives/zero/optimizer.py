@@ -284,10 +284,9 @@ class ZeroOptimizer(torch.optim.Optimizer):
         return [piece for bucket in self._buckets for piece in bucket.pieces]
 
     def scalars(self) -> dict[str, Any]:
-        """The rest of what there is to save: the options of the parameter groups, by number."""
-        return {
-            "groups": [{k: v for k, v in g.items() if k not in ("params", "param_names")} for g in self.param_groups]
-        }
+        """The rest of what there is to save: the options of the parameter groups, by number, and the loss scale."""
+        groups = [{k: v for k, v in g.items() if k not in ("params", "param_names")} for g in self.param_groups]
+        return {"groups": groups, "loss_scale": self._scale.state()}
 
     def set_scalars(self, values: dict[str, Any]) -> None:
         """Sets what `scalars` gives."""
