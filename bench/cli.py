@@ -52,6 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return zero_checkpoint.main(given[1:], "treering checkpoint")
         if given[:2] == ["zero", "estimate"]:
             return zero_estimate.main(given[2:], "treering zero estimate")
+        if given and given[0] == "zero":
+            from .zero import command as zero_command
+
+            return zero_command.main(given[1:], f"{prog} zero")
         chosen = options.parse(given, prog)
 
         def measure(comm: Communicator) -> bool:
