@@ -138,7 +138,7 @@ def main(argv: Sequence[str], prog: str) -> int:
             "start_time": start_time, "end_time": time.strftime(TIME_FORMAT), "args": list(argv),
             "config": {key: value for key, value in vars(given).items() if key != "output_file"},
             "parameters": parameters,
-            "results": [{key: None if value != value else value for key, value in row._asdict().items()} for row in rows],
+            "results": [{k: None if v != v else v for k, v in row._asdict().items()} for row in rows],
             "treering": about(("torch",)),
         }  # fmt: skip
         jsonfile.write(given.output_file, document)
