@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 import collectives as cc
 from collectives.zero import ZeroOptimizer
@@ -37,7 +37,7 @@ class Block(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # (batch, length, width)
         batch, length, width = x.shape
         q, k, v = self.qkv(self.before_attention(x)).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        attended = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
         x = x + self.out(attended.transpose(1, 2).reshape(batch, length, width))
         return x + self.mlp(self.before_mlp(x))
 
@@ -122,7 +122,7 @@ def main() -> None:
         for step in range(len(losses), given.steps):
             began = time.perf_counter()
             tokens, following = batch_of(data, step, comm.rank, given.batch, given.length)
-            loss = F.cross_entropy(model(tokens).flatten(0, 1), following.flatten())
+            loss = functional.cross_entropy(model(tokens).flatten(0, 1), following.flatten())
             loss.backward()
             opt.clip_grad_norm_(1.0)
             opt.step()
