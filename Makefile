@@ -10,7 +10,7 @@ PIP := -m pip install --quiet --disable-pip-version-check -c constraints.txt
 # The engine is compiled against its environment's Python and nanobind, so each environment has a build of its own.
 EDITABLE = $(PIP) --no-build-isolation --no-deps -C build-dir=build/$(1) -e .
 
-.PHONY: help setup bench test test-quick test-slow test-gpu test-torch-suite lint format benchmark sanitize sanitize-address sanitize-thread clean
+.PHONY: help setup bench test test-quick test-slow test-gpu test-torch-suite lint format deepspeed benchmark sanitize sanitize-address sanitize-thread clean
 .DELETE_ON_ERROR:
 
 help:  ## what there is to make
@@ -45,6 +45,8 @@ format: .venv/.tools  ## what ruff can put right by itself
 	.venv/bin/ruff check --fix
 	.venv/bin/ruff format
 
+deepspeed: .venv-deepspeed/.base  ## DeepSpeed in an environment of its own, for `bench zero --compare deepspeed`
+
 benchmark: .venv/.tools .venv/.package  ## micro-benchmarks: plans, proof, programs, call overhead, combine kernels
 	.venv/bin/python -m pytest bench/micro --benchmark-only --benchmark-columns=min,median,iqr,rounds --benchmark-sort=name
 
@@ -64,7 +66,7 @@ sanitize-thread: .venv-tsan/.package
 	TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1 $(call SANITIZED,libtsan.so,.venv-tsan)
 
 clean:  ## environments, builds and caches
-	rm -rf .venv .venv-mpich .venv-openmpi .venv-asan .venv-tsan build dist
+	rm -rf .venv .venv-mpich .venv-openmpi .venv-deepspeed .venv-asan .venv-tsan build dist
 	rm -rf .pytest_cache .ruff_cache .hypothesis .benchmarks
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -90,6 +92,13 @@ clean:  ## environments, builds and caches
 
 .venv-mpich/.package .venv-openmpi/.package: .venv-%/.package: $(ENGINE) .venv-%/.base
 	.venv-$*/bin/python $(call EDITABLE,$*)
+	touch $@
+
+# A contender of `bench zero`, and what made tests/zero_front/deepspeed; no part of `make setup`.
+.venv-deepspeed/.base: constraints.txt
+	$(PYTHON) -m venv .venv-deepspeed
+	.venv-deepspeed/bin/python $(PIP) torch numpy setuptools wheel
+	.venv-deepspeed/bin/python $(PIP) --no-build-isolation deepspeed
 	touch $@
 
 SANITIZER_asan := address,undefined

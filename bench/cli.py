@@ -1,8 +1,10 @@
 """The `treering` command: `treering bench COLLECTIVE ...`, which `python -m bench COLLECTIVE ...` is as well.
 
 `bench cluster` runs the same on an emulated cluster (emulate/command.py), `bench pairwise` measures every pair of ranks
-(pairwise/command.py), `bench simulate` needs no ranks at all (simulate/command.py); `treering report`, also
-`python -m bench report`, makes a page of the JSON of runs (report/command.py).
+(pairwise/command.py), `bench simulate` needs no ranks at all (simulate/command.py), `bench zero` measures steps of
+training (zero/command.py); `treering report`, also `python -m bench report`, makes a page of the JSON of runs
+(report/command.py); `treering zero estimate` is about memory (zero/estimate.py), `treering checkpoint` about files
+(zero/checkpoint.py).
 
 Exit status: 0, 1 when data was wrong or a rank failed, 2 for a command line that makes no sense, 130 after
 Ctrl-C.
@@ -20,6 +22,8 @@ from .emulate import command as emulate_command
 from .pairwise import command as pairwise_command
 from .report import command as report_command
 from .start import start
+from .zero import checkpoint as zero_checkpoint
+from .zero import estimate as zero_estimate
 
 if TYPE_CHECKING:
     from collectives import Communicator
@@ -44,6 +48,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             from .simulate import command as simulate_command  # the others need no simulator, and start without it
 
             return simulate_command.main(given[1:], f"{prog} simulate")
+        if given and given[0] == "checkpoint":
+            return zero_checkpoint.main(given[1:], "treering checkpoint")
+        if given[:2] == ["zero", "estimate"]:
+            return zero_estimate.main(given[2:], "treering zero estimate")
+        if given and given[0] == "zero":
+            from .zero import command as zero_command
+
+            return zero_command.main(given[1:], f"{prog} zero")
         chosen = options.parse(given, prog)
 
         def measure(comm: Communicator) -> bool:

@@ -102,14 +102,12 @@ class Contender:
     def _start(
         self, python: Path, kind: str, settings: Settings, launch: list[str], environment: Mapping[str, str]
     ) -> None:
-        command = [
-            *launch,
-            str(python),
-            worker.__file__,
-            kind,
-            self._conductor.path,
-            json.dumps(settings._asdict()),
-        ]
+        self._launch(
+            [*launch, str(python), worker.__file__, kind, self._conductor.path, json.dumps(settings._asdict())],
+            environment,
+        )
+
+    def _launch(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
         with self._log.open("ab") as log:
             self._processes.append(
                 subprocess.Popen(

@@ -19,7 +19,24 @@ What checkpoints are built on, at any number of ranks and any stage:
 
 from __future__ import annotations
 
+from collectives.zero.checkpoint_errors import CheckpointError
+from collectives.zero.config_report import ConfigError
+from collectives.zero.consolidate import consolidate, state_dict
+from collectives.zero.deepspeed_checkpoint import read_deepspeed
+from collectives.zero.estimate import Estimate, estimate
+from collectives.zero.initialize import initialize
 from collectives.zero.optimizer import ZeroOptimizer
 from collectives.zero.pieces import Piece
 
-__all__ = ["Piece", "ZeroOptimizer"]
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "Estimate",
+    "Piece",
+    "ZeroOptimizer",
+    "consolidate",
+    "estimate",
+    "initialize",
+    "read_deepspeed",
+    "state_dict",
+]

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from collectives.connect import connect
+from collectives.zero import checkpoint
 from collectives.zero.agreement import check_alike
 from collectives.zero.backward import Backward
 from collectives.zero.bucket import Bucket, Settings
@@ -281,10 +283,9 @@ class ZeroOptimizer(torch.optim.Optimizer):
         return [piece for bucket in self._buckets for piece in bucket.pieces]
 
     def scalars(self) -> dict[str, Any]:
-        """The rest of what there is to save: the options of the parameter groups, by number."""
-        return {
-            "groups": [{k: v for k, v in g.items() if k not in ("params", "param_names")} for g in self.param_groups]
-        }
+        """The rest of what there is to save: the options of the parameter groups, by number, and the loss scale."""
+        groups = [{k: v for k, v in g.items() if k not in ("params", "param_names")} for g in self.param_groups]
+        return {"groups": groups, "loss_scale": self._scale.state()}
 
     def set_scalars(self, values: dict[str, Any]) -> None:
         """Sets what `scalars` gives."""
@@ -301,6 +302,14 @@ class ZeroOptimizer(torch.optim.Optimizer):
             bucket.published()
         if self._gatherer is not None:
             self._gatherer.let_go()
+
+    def save(self, path: str | Path, extra: Any = None) -> None:
+        """Writes a checkpoint to a folder; `extra` is kept with it, as JSON. All ranks call it; see checkpoint.py."""
+        checkpoint.save(self, path, extra)
+
+    def load(self, path: str | Path) -> Any:
+        """Reads a checkpoint of any number of ranks and any stage; returns its `extra`. All ranks call it."""
+        return checkpoint.load(self, path)
 
     def close(self) -> None:
         """Takes the hooks off the model. At stage 3 the parameters become whole first, so all ranks call it."""

@@ -1,0 +1,1 @@
+"""The ZeRO optimizer measured: steps beside DDP, ZeroRedundancyOptimizer, FSDP2 and DeepSpeed; memory estimated."""

@@ -1,0 +1,234 @@
+"""`python -m bench zero`: a training step at each stage, beside DDP, ZeroRedundancyOptimizer, FSDP2 and DeepSpeed.
+
+Every trainer is a group of processes of its own that sleeps while another is measured; a round measures each in turn,
+so that a noisy minute falls on all. The model, its first weights and the data are the same for all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import math
+import os
+import signal
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .. import compare, jsonfile
+from ..about import about
+from ..contenders import training, worker
+from ..contenders.training import Settings
+from ..control import Conductor, ContenderError
+
+PEERS = ("ddp", "zero_redundancy", "fsdp2", "deepspeed")
+TIME_FORMAT = "%Y-%m-%d %H:%M:%S"
+
+
+class Row(NamedTuple):
+    """Medians over the rounds, means over the ranks; bytes per rank."""
+
+    name: str
+    stage: int  # -1 for a peer without stages
+    step_ms: float
+    sent_bytes: float
+    exposed_ms: float  # NaN where nobody can tell
+    peak_bytes: float
+
+
+class Trainers(compare.Contender):
+    """The processes of one trainer; `measure` and `close` are those of any contender."""
+
+    def __init__(self, name: str, python: Path, settings: Settings) -> None:
+        self.name = name
+        self._conductor = Conductor()
+        self._log = Path(self._conductor.directory) / "log"
+        self._processes = []
+        module = ["-m", "bench.zero.ours"] if settings.kind == "zero" else [training.__file__]
+        store = Path(self._conductor.directory) / "store"
+        if settings.kind == "zero":
+            store.mkdir()
+        try:
+            for rank in range(settings.size):
+                own = settings._replace(rank=rank, store=str(store))
+                self._launch(
+                    [str(python), *module, settings.kind, self._conductor.path, json.dumps(own._asdict())],
+                    _environment(),
+                )
+            self._conductor.wait_for(settings.size, compare.START_TIMEOUT_S, self._alive)
+        except ContenderError as error:
+            raise self._failure(error) from error
+        except BaseException:
+            self.close()
+            raise
+
+    def of(self, quantity: str, iterations: int, warmup: int = 0) -> float:
+        """Mean over the ranks of what training.py calls so."""
+        return self.measure(worker.Command(0, warmup, iterations, quantity)).median_us
+
+
+def _environment() -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(compare.LAUNCHER_VARIABLES)}
+    root = str(Path(__file__).resolve().parents[2])
+    return {
+        **kept,
+        "OMP_NUM_THREADS": "1",
+        "PYTHONWARNINGS": "ignore",
+        "PYTHONPATH": os.pathsep.join(filter(None, [root, kept.get("PYTHONPATH")])),
+    }
+
+
+def parser(prog: str) -> argparse.ArgumentParser:
+    made = argparse.ArgumentParser(
+        prog=prog,
+        description="Measure training steps of the ZeRO optimizer on this machine: time, bytes sent, exposed "
+        "communication, peak memory. The model is an MLP, in fp32, with AdamW; one torch thread a rank.",
+        allow_abbrev=False,
+    )
+    flag = made.add_argument
+    flag("--ranks", type=_positive, default=2, metavar="N", help="ranks of each trainer (2)")
+    flag("--stages", default="0,1,2,3", metavar="S[,S]", help="ours (0,1,2,3)")
+    flag("--blocks", type=_positive, default=8, metavar="N", help="of the model (8)")
+    flag("--width", type=_positive, default=512, metavar="N", help="of its inputs and outputs (512)")
+    flag("--hidden", type=_positive, default=2048, metavar="N", help="inside a block (2048)")
+    flag("--batch", type=_positive, default=8, metavar="N", help="samples a rank and step (8)")
+    flag("-n", "--iters", type=_positive, default=5, metavar="N", help="steps in a timed loop (5)")
+    flag("--rounds", type=_positive, default=5, metavar="N", help="loops of each, in turn (5)")
+    flag("--compare", default="", metavar="NAME[,NAME]", help=f"measure beside {', '.join(PEERS)}")
+    flag("--deepspeed-python", default=None, metavar="PYTHON", help="the Python that has it (.venv-deepspeed)")
+    flag("-J", "--output_file", "--output-file", default=None, metavar="FILE", help="write the figures as JSON")
+    return made
+
+
+def main(argv: Sequence[str], prog: str) -> int:
+    made = parser(prog)
+    given = made.parse_args(argv)
+    if importlib.util.find_spec("torch") is None:
+        made.error("torch is missing: pip install 'treering[zero]'")
+    stages = [int(word) if word in "0123" and len(word) == 1 else -1 for word in given.stages.split(",")]
+    if min(stages) < 0:
+        made.error(f"--stages {given.stages}: takes some of 0, 1, 2, 3")
+    peers = list(dict.fromkeys(given.compare.split(","))) if given.compare else []
+    for name in peers:
+        if name not in PEERS:
+            made.error(f"--compare {name!r} is not known; there are {', '.join(PEERS)}")
+    if given.output_file and not Path(given.output_file).absolute().parent.is_dir():
+        made.error(f"-J {given.output_file}: there is no such folder")
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that trainers are ended on the way
+    try:
+        trainers = _entrants(given, stages, peers)
+        start_time = time.strftime(TIME_FORMAT)
+        parameters = given.blocks * (2 * given.width * given.hidden + given.width + given.hidden)
+        print(
+            f"# training step: {given.ranks} ranks, {parameters:,} parameters, fp32, AdamW, batch {given.batch} a rank"
+        )
+        rows = measure(trainers, given)
+    except ContenderError as error:
+        print(f"treering: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    print(table(rows, 4 * parameters * (given.ranks - 1) / given.ranks))
+    if given.output_file:
+        document = {
+            "start_time": start_time, "end_time": time.strftime(TIME_FORMAT), "args": list(argv),
+            "config": {key: value for key, value in vars(given).items() if key != "output_file"},
+            "parameters": parameters,
+            "results": [{k: None if v != v else v for k, v in row._asdict().items()} for row in rows],
+            "treering": about(("torch",)),
+        }  # fmt: skip
+        jsonfile.write(given.output_file, document)
+        print(f"# JSON written to {given.output_file}")
+    return 0
+
+
+def _entrants(given: Any, stages: Sequence[int], peers: Sequence[str]) -> list[tuple[str, Path, Settings]]:
+    def settings(kind: str, stage: int) -> Settings:
+        return Settings(kind, stage, -1, given.ranks, "", given.blocks, given.width, given.hidden, given.batch)
+
+    found = [(f"stage {stage}", Path(sys.executable), settings("zero", stage)) for stage in stages]
+    for name in peers:
+        if name == "deepspeed":
+            python = _deepspeed_python(given.deepspeed_python)
+            found += [(f"deepspeed {s}", python, settings(name, s)) for s in stages if s > 0]
+        else:
+            found.append((name, Path(sys.executable), settings(name, -1)))
+    return found
+
+
+def _deepspeed_python(given: str | None) -> Path:
+    roots = (Path(__file__).resolve().parents[2], Path(sys.prefix).parent, Path.cwd())
+    found = [Path(given)] if given else [root / ".venv-deepspeed/bin/python" for root in roots]
+    for python in found:
+        if python.exists():
+            return python.absolute()
+    raise ContenderError(f"deepspeed is not installed: no {found[0]}; run `make deepspeed`, or use --deepspeed-python")
+
+
+def measure(entrants: Sequence[tuple[str, Path, Settings]], given: Any) -> list[Row]:
+    """Starts all, measures them in alternating rounds, ends them."""
+    running: list[tuple[Trainers, Settings]] = []
+    try:
+        for name, python, settings in entrants:
+            running.append((Trainers(name, python, settings), settings))
+        taken: dict[str, list[float]] = {trainers.name: [] for trainers, _ in running}
+        for trainers, _ in running:
+            trainers.of("step", 1, warmup=2)
+        for _ in range(given.rounds):
+            for trainers, _ in running:
+                taken[trainers.name].append(trainers.of("step", given.iters, warmup=1) / 1e3)
+        return [
+            Row(
+                trainers.name,
+                settings.stage,
+                statistics.median(taken[trainers.name]),
+                trainers.of("sent_bytes", given.iters),
+                trainers.of("exposed_s", given.iters) * 1e3,
+                trainers.of("peak_bytes", 1),
+            )
+            for trainers, settings in running
+        ]
+    finally:
+        for trainers, _ in running:
+            trainers.close()
+
+
+def table(rows: Sequence[Row], unit_bytes: float) -> str:
+    """`unit_bytes` is the parameters' size times (N - 1) / N, in which what is sent is told too."""
+    lines = [
+        f"# {'':<15}  {'step':>9}  {'sent':>9}  {'sent':>9}  {'exposed':>9}  {'peak':>9}",
+        f"# {'':<15}  {'(ms)':>9}  {'(MB)':>9}  {'(P(N-1)/N)':>10}  {'(ms)':>8}  {'(MB)':>9}",
+    ]
+    for row in rows:
+        units = row.sent_bytes / unit_bytes if unit_bytes else 0.0
+        exposed = "-" if math.isnan(row.exposed_ms) else f"{row.exposed_ms:.1f}"
+        lines.append(
+            f"  {row.name:<15}  {row.step_ms:>9.1f}  {row.sent_bytes / 1e6:>9.1f}  {units:>10.3f}  {exposed:>8}  "
+            f"{row.peak_bytes / 1e6:>9.1f}"
+        )
+    lines += _ratios(rows)
+    return "\n".join(lines)
+
+
+def _ratios(rows: Sequence[Row]) -> list[str]:
+    """Each of our stages beside the peers it is to be compared with."""
+    by_name = {row.name: row for row in rows}
+    lines: list[str] = []
+    for row in rows:
+        if row.name.startswith("stage "):
+            peers = ("fsdp2",) if row.stage == 3 else ("ddp", "zero_redundancy")
+            theirs = [by_name[n] for n in (f"deepspeed {row.stage}", *peers) if n in by_name]
+            if theirs:
+                said = ", ".join(f"{peer.step_ms / row.step_ms:.2f} x faster than {peer.name}" for peer in theirs)
+                lines.append(f"# {row.name}: {said}")
+    return lines
+
+
+def _positive(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)

@@ -1,0 +1,47 @@
+"""One rank of ours that trains, measured as the contenders are: `python -m bench.zero.ours KIND SOCKET SETTINGS`."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from typing import Any
+
+import collectives as cc
+from collectives.zero import ZeroOptimizer
+
+from ..contenders.training import Settings, model_and_batch, serve
+
+
+class Zero:
+    def __init__(self, settings: Settings) -> None:
+        torch: Any = importlib.import_module("torch")
+        self.comm = cc.connect(store=settings.store, rank=settings.rank, size=settings.size)
+        self.module, self.inputs, self.targets = model_and_batch(settings)
+        self.loss = torch.nn.functional.mse_loss
+        self.optimizer: Any = ZeroOptimizer(self.module, torch.optim.AdamW, stage=settings.stage, comm=self.comm)
+
+    def step(self) -> None:
+        self.loss(self.module(self.inputs), self.targets).backward()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+    def barrier(self) -> None:
+        self.comm.barrier()
+
+    def sent_bytes(self) -> float:
+        return float(self.optimizer.report()["sent_bytes"]["payload"])
+
+    def exposed_s(self, steps: int) -> float:
+        begun: float = self.optimizer.report()["waited_s"]
+        for _ in range(steps):
+            self.step()
+        return (self.optimizer.report()["waited_s"] - begun) / steps
+
+    def close(self) -> None:
+        self.optimizer.close()
+        self.comm.close()
+
+
+if __name__ == "__main__":
+    serve(sys.argv[2], Settings(**json.loads(sys.argv[3])), Zero)
