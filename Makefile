@@ -39,7 +39,7 @@ test-torch-suite: .venv/.tools .venv/.package  ## torch's own tests of a backend
 lint: .venv/.tools .venv/.package  ## ruff, and pyright in strict mode
 	.venv/bin/ruff check
 	.venv/bin/ruff format --check
-	.venv/bin/pyright --pythonpath .venv/bin/python
+	.venv/bin/pyright
 
 format: .venv/.tools  ## what ruff can put right by itself
 	.venv/bin/ruff check --fix
