@@ -39,7 +39,7 @@ from transports.grouped import Groups
 from transports.launcher_stores import TorchStore
 from transports.launchers import Launch
 from transports.network import LOOPBACK
-from transports.portable import PortableTransport, record
+from transports.portable import PortableTransport, address_of, record
 from transports.program import DTYPES, Action, Call, Kind, Native, Place, Program, build
 from transports.torch_layer import CudaLayer, GlooLayer
 from transports.torch_native import NATIVES, NativeCall, refusal
@@ -189,6 +189,7 @@ class TorchTransport(PortableTransport):
         self._closed = True
         if self._turn.locked():
             self._abort()
+            self._side.close()  # the agreement on a call ends too
         self._end_worker()
         with self._turn:  # whoever runs a call in another thread ends it first
             self._layers.clear()
@@ -203,7 +204,7 @@ class TorchTransport(PortableTransport):
         self, compiled: _Compiled, timeout_s: float, buffers: Sequence[Buffer], message: int
     ) -> TracedCall | None:
         began_s, steps = monotonic(), None if self._trace is None else list[TracedStep]()
-        addresses = [b if isinstance(b, int) else b.ctypes.data for b in buffers]
+        addresses = [address_of(buffer) for buffer in buffers]
         try:
             self._agree(compiled, timeout_s)
             layer = self._layer(compiled.device, timeout_s)

@@ -12,9 +12,10 @@ from typing import Any, Protocol
 import numpy as np
 
 from transports.base import CPU, Compiled, Device, Started, Transport
+from transports.conformance.grouping import in_groups
 from transports.conformance.scripts import Bytes, Script, all_pairs, contents, outcome
 from transports.errors import CollectiveError, CommunicatorBroken
-from transports.program import DTYPES, Call, Program, build
+from transports.program import DTYPES, Call, build
 
 __all__ = ["Array", "HostMemory", "Member", "Memory", "NotChecked", "Unmet", "call_of"]
 
@@ -173,14 +174,10 @@ class Member:
         self, transport: Transport, script: Script, buffers: int, call: Call, divisor: int = 1, timeout_s: float = 0.0
     ) -> Compiled:
         """The rank's part of a script, ready to run."""
-        program = self.program(transport, script, buffers, call, divisor)
-        return transport.compile(program, timeout_s or self.patience_s, self.memory.device)
-
-    def program(self, transport: Transport, script: Script, buffers: int, call: Call, divisor: int = 1) -> Program:
-        """The rank's part of a script."""
         if transport.grouped:
-            raise NotChecked("programs in groups are not made here")
-        return build(script(transport.rank), call, buffers=buffers, divisor=divisor)
+            script = in_groups(script, transport.size, buffers)
+        program = build(script(transport.rank), call, buffers=buffers, divisor=divisor)
+        return transport.compile(program, timeout_s or self.patience_s, self.memory.device)
 
     def perform(
         self, transport: Transport, script: Script, sizes: Sequence[int], *, shift: int = 0, seed: int = 0,
