@@ -1,7 +1,8 @@
 """The collectives as a user calls them: one signature each, for blocking, asynchronous and prepared calls alike.
 
-All arguments after the array are keyword-only. Arrays are numpy arrays, torch CPU tensors or DLPack objects in CPU
-memory; a result is a new array of the same library and dtype (numpy for DLPack objects), or `out` when that is given.
+All arguments after the array are keyword-only. Arrays are numpy arrays, torch tensors, CuPy arrays or other DLPack
+objects; those on a GPU are staged where the transport takes only the CPU's (staging.py). A result is a new array of the
+same library, dtype and device (numpy for other DLPack objects on the CPU), or `out` when that is given.
 `out` may be the input itself (in place), or hold it where the result has it, as a part or as the whole. A list or tuple
 of arrays is one call: the arrays are moved together, and a list of results is returned.
 

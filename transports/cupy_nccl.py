@@ -11,7 +11,8 @@ What NCCL does not let one see: which rank is slow, once all of them have made t
 moment at which this rank's stream has come to the call, and does not name anybody then.
 
 The GPU is the one that was current at `connect`; a process that has chosen none (its current one is 0) gets the one of
-its local rank. Work on several streams is put in the order of the calls.
+its local rank. Work on several streams is put in the order of the calls. The stream is CuPy's current one, also for
+arrays of other libraries: whoever passes a torch tensor makes torch's stream CuPy's (`cupy.cuda.ExternalStream`).
 """
 
 from __future__ import annotations
