@@ -17,7 +17,7 @@ PART = [
 ]  # fmt: skip
 
 
-GLOO_FAILS = {"test_barrier_timeout_global"}  # whose text for a timeout is not the one that this test looks for
+GLOO_FAILS = {"test_barrier_timeout_global"}  # on two ranks
 
 
 @pytest.mark.timeout(180)
