@@ -20,9 +20,3 @@ def test_threads_keep_the_contract() -> None:
 @pytest.mark.parametrize("size", [2, 5])
 def test_other_numbers_of_ranks(size: int) -> None:
     conformance.check(Threads(size), size, checks=["random programs", "many calls", "messages", *FAULTS], seed=1)
-
-
-@pytest.mark.slow
-def test_a_large_message() -> None:
-    report = conformance.check(Threads(2), 2, checks=["an array of 2 GiB and more"], big=True)
-    assert report.of("passed") == ["an array of 2 GiB and more"]

@@ -33,7 +33,7 @@ def _(me: Member) -> None:
     compiled = me.compile(transport, script, 3, call_of(n))
     for turn in range(60):
         before, arrays, wanted = me.setting(transport, script, [n, n, 2 * n], turn % 8, turn)
-        transport.run(compiled, me.patience_s, *(array.address for array in arrays))
+        me.run(transport, compiled, arrays)
         me.compare(before, arrays, wanted)
         if turn % 10 == 0:
             me.perform(transport, all_pairs(me.size, 7), [7, 7 * me.size], seed=turn)
@@ -328,7 +328,7 @@ def _run_native(me: Member, transport: Transport, collective: str, root: int, me
     given, got = np.ascontiguousarray(gives).view(np.uint8), np.ascontiguousarray(gets).view(np.uint8)
     empty = np.full(len(got), 0x77, np.uint8)
     arrays: list[Array] = [me.array(given), me.array(empty), me.array(64)]
-    transport.run(compiled, me.patience_s, *(array.address for array in arrays))
+    me.run(transport, compiled, arrays)
     me.compare([given, empty], arrays[:2], [given, got if has_output else empty])
 
 

@@ -106,7 +106,7 @@ def _arithmetic(dtype: str, me: Member) -> None:
         doable = _without_division(script) if dtype == "bool" else script
         compiled = me.compile(transport, doable, 2, _call(n, dtype, op), 2)
         arrays = me.array(stored(dtype, mine), turn % 3), me.array(6 * n, turn % 2)
-        transport.run(compiled, me.patience_s, *(array.address for array in arrays))
+        me.run(transport, compiled, arrays)
         found = arrays[1].get()
         for i, (good, part) in enumerate(zip(wanted, parts, strict=True)):
             same = _same(dtype, found[i * n : (i + 1) * n], good)
@@ -154,7 +154,7 @@ def _(me: Member) -> None:
     transport = me.connect()
     compiled = me.compile(transport, script, 2, call_of(n, "float32"))
     arrays = me.array(xs[me.rank].view(np.uint8)), me.array(n)
-    transport.run(compiled, me.patience_s, *(array.address for array in arrays))
+    me.run(transport, compiled, arrays)
     if me.rank:
         total = xs[0]
         for x in xs[1 : me.rank + 1]:

@@ -188,9 +188,7 @@ def _mismatch(odd: Call, words: tuple[str, str], me: Member) -> None:
     script = all_pairs(me.size, n)
     compiled = me.compile(transport, script, 2, mine)
     arrays = me.array(n), me.array(me.size * n)
-    error = me.raises(
-        MismatchError, lambda: transport.run(compiled, me.patience_s, *(array.address for array in arrays))
-    )
+    error = me.raises(MismatchError, lambda: me.run(transport, compiled, arrays))
     both_named(me, error, odd_rank, words)
     me.barrier(beside)
     me.stays_broken(transport, error)
@@ -218,7 +216,7 @@ def _(me: Member) -> None:
     arrays = me.array(n), me.array(n)
 
     def calls() -> None:
-        transport.run(compiled, me.patience_s, *(array.address for array in arrays))
+        me.run(transport, compiled, arrays)
         me.expect(me.rank != odd_rank - 1, "no result from a call that a neighbour did not make")
         while True:
             me.barrier(transport)

@@ -103,7 +103,7 @@ def _(me: Member) -> None:
     me.barrier(transport)
     if me.rank == 2:
         time.sleep(_LATE_S)  # most likely rank 0 has gone by then; if not, this checks a little less
-    transport.run(compiled, me.patience_s, *(array.address for array in arrays))
+    me.run(transport, compiled, arrays)
     me.compare(before, arrays, wanted)
     if me.rank == 0:
         transport.close()
@@ -210,7 +210,7 @@ def _(me: Member) -> None:
         me.perform(world, script, [n, n, 2 * n])
         compiled = me.compile(part, script, 3, call_of(n))
         before, arrays, wanted = me.setting(part, script, [n, n, 2 * n])
-        finish(part.start(compiled, me.patience_s, *(array.address for array in arrays)), me)
+        me.run(part, compiled, arrays, background=True)
         me.compare(before, arrays, wanted)
         me.leave(part)
         me.leave(world)

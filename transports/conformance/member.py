@@ -179,6 +179,14 @@ class Member:
         program = build(script(transport.rank), call, buffers=buffers, divisor=divisor)
         return transport.compile(program, timeout_s or self.patience_s, self.memory.device)
 
+    def run(self, transport: Transport, compiled: Compiled, arrays: Sequence[Array], background: bool = False) -> None:
+        """Runs what was compiled on these arrays, to its end."""
+        at = [array.address for array in arrays]
+        if background:
+            finish(transport.start(compiled, self.patience_s, *at), self)
+        else:
+            transport.run(compiled, self.patience_s, *at)
+
     def perform(
         self, transport: Transport, script: Script, sizes: Sequence[int], *, shift: int = 0, seed: int = 0,
         divisor: int = 1, call: Call | None = None, times: int = 1,
@@ -188,7 +196,7 @@ class Member:
         compiled = self.compile(transport, script, len(sizes), call or call_of(sizes[0]), divisor)
         for turn in range(times):
             first, arrays, wanted = self.setting(transport, script, sizes, shift + turn, seed + turn, divisor)
-            transport.run(compiled, self.patience_s, *(array.address for array in arrays))
+            self.run(transport, compiled, arrays)
             self.compare(first, arrays, wanted)
 
     def setting(

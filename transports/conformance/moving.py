@@ -96,7 +96,7 @@ def _(me: Member) -> None:
     compiled = me.compile(transport, down_the_line(me.size, LARGE), 1, call_of(LARGE))
     before, arrays, wanted = me.setting(transport, down_the_line(me.size, LARGE), [LARGE])
     transport.start_trace()
-    transport.run(compiled, me.patience_s, arrays[0].address)
+    me.run(transport, compiled, arrays)
     calls = transport.stop_trace()
     me.compare(before, arrays, wanted)
     if 0 < me.rank < me.size - 1:
@@ -245,11 +245,7 @@ def _(me: Member) -> None:
         compiled = me.compile(transport, script, 3, call_of(nbytes))
         for background in (False, True):
             before, arrays, wanted = me.setting(transport, script, [nbytes, nbytes + 7, 2 * nbytes], 1)
-            at = [array.address for array in arrays]
-            if background:
-                transport.start(compiled, me.patience_s, *at).wait(me.patience_s)
-            else:
-                transport.run(compiled, me.patience_s, *at)
+            me.run(transport, compiled, arrays, background)
             me.compare(before, arrays, wanted)
 
 
@@ -262,11 +258,7 @@ def _(me: Member) -> None:
     compiled = me.compile(transport, script, 3, call_of(n))
     for background in (False, True, False):
         before, arrays, wanted = me.setting(transport, script, [n, n, 2 * n])
-        at = [array.address for array in arrays]
-        if background:
-            transport.start(compiled, me.patience_s, *at).wait(me.patience_s)
-        else:
-            transport.run(compiled, me.patience_s, *at)
+        me.run(transport, compiled, arrays, background)
         me.compare(before, arrays, wanted)
         junk = np.full(n, 0xEE, np.uint8)
         arrays[0].put(junk)
