@@ -180,7 +180,14 @@ class FakeCupy(ModuleType):
 
     def state(self) -> _GpuState:
         with self.lock:
-            return self.devices.setdefault(self.number(), _GpuState(self.number()))
+            if self.number() not in self.devices:
+                self.devices[self.number()] = _GpuState(self.number())
+            return self.devices[self.number()]
+
+    def close(self) -> None:
+        """Ends the threads of the GPUs."""
+        for state in self.devices.values():
+            state.todo.put(None)
 
     def current(self) -> Any:
         """The current stream of the thread, which has one of its own for each GPU until it says otherwise."""
@@ -220,8 +227,8 @@ class _GpuState:
             self.todo.put((stream, upto))
 
     def _work(self) -> None:
-        while True:
-            stream, upto = self.todo.get()
+        while (order := self.todo.get()) is not None:
+            stream, upto = order
             stream.run(upto)
 
 

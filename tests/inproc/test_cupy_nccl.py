@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import weakref
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -32,6 +33,7 @@ def lazy_cupy(monkeypatch: pytest.MonkeyPatch) -> FakeCupy:
 
 def fake(eager: bool, monkeypatch: pytest.MonkeyPatch) -> FakeCupy:
     made = FakeCupy(eager)
+    weakref.finalize(monkeypatch, made.close)
     monkeypatch.setitem(sys.modules, "cupy", made)
     monkeypatch.setitem(sys.modules, "cupy.cuda", made.cuda)
     monkeypatch.setitem(sys.modules, "cupy.cuda.nccl", made.cuda.nccl)

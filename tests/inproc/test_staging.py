@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import ml_dtypes
@@ -23,7 +23,7 @@ SIZE, ROWS = 3, 12
 
 
 @pytest.fixture(params=[False, True], ids=["lazy", "eager"])
-def cupy(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> FakeCupy:
+def cupy(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeCupy]:
     fake = FakeCupy(request.param)
     monkeypatch.setitem(sys.modules, "cupy", fake)
     monkeypatch.setattr(staging, "PIECE_BYTES", 64)
@@ -34,7 +34,8 @@ def cupy(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Fak
         return execute(self, compiled, timeout_s, buffers, message)
 
     monkeypatch.setattr(InprocTransport, "_execute", checked)
-    return fake
+    yield fake
+    fake.close()
 
 
 def given(rank: int) -> Any:
