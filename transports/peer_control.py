@@ -12,7 +12,7 @@ import time
 from typing import Any, NamedTuple
 
 from transports.failures import FailureKind, Reason
-from transports.peers import CONTROL_LANE, Peers
+from transports.peers import CONTROL_LANE, PeerGone, Peers
 from transports.portable import NO_CALL, record
 from transports.program import Call
 
@@ -120,7 +120,10 @@ class Control:
     def _unfinished(self, sending: list[tuple[Any, bytes]]) -> list[tuple[Any, bytes]]:
         if not sending:
             return sending
-        ended = set(self._peers.test([request for request, _ in sending]))
+        try:
+            ended = set(self._peers.test([request for request, _ in sending]))
+        except PeerGone:
+            return sending  # what it said before it went is read first, and tells more
         return [entry for i, entry in enumerate(sending) if i not in ended]
 
     def _listen(self, peer: int) -> None:

@@ -6,6 +6,7 @@ ends know from the step's bytes. Segments are received where they belong, or bes
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import struct
@@ -139,6 +140,8 @@ class Run:
             self._loop()
             self.owner.bytes_sent += sum(row[12] for row in self.rows if row[0] == Kind.SEND)
         except PeerGone as gone:
+            with contextlib.suppress(PeerGone):
+                self.control.poll()  # its last words, and those of others about it
             kind = FailureKind.LEFT if gone.peer in self.control.departed else FailureKind.LOST
             self.control.fail(kind, gone.peer, self._mine())
             raise Failed(self._head()) from None
