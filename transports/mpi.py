@@ -172,10 +172,9 @@ class MpiTransport(PeerTransport):
         return MpiTransport(self._mpi_peers.split(name, members, rank), self._names, name=f"{self._name}/{name}")
 
     def _execute(self, compiled: Any, timeout_s: float, buffers: Sequence[Buffer], message: int) -> TracedCall | None:
-        if not isinstance(compiled, NativeCall):
-            self._mpi_peers.check_thread()
-            return super()._execute(compiled, timeout_s, buffers, message)
         self._mpi_peers.check_thread()
+        if not isinstance(compiled, NativeCall):
+            return super()._execute(compiled, timeout_s, buffers, message)
         if self.failure is not None:
             raise Failed(0)
         self.control.enter(self.seq, compiled.program.call, message=False)
