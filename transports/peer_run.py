@@ -1,7 +1,8 @@
 """One run of a program on messages: posts what is ready, tests, combines, and posts again.
 
-A step's stream is a header (the fingerprint of the call, as on the engine's wire) and segments of a size that both
-ends know from the step's bytes. Segments are received where they belong, or beside it where they are combined.
+What goes to one peer on one lane begins with a header (the fingerprint of the call, as on the engine's wire). Steps
+follow in segments of a size that both ends know from the step's bytes; a step of no bytes is a header, too. Segments
+are received where they belong, or beside it where they are combined.
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ class Compiled(NamedTuple):
     needs: list[list[list[int]]]  # of each step: (step, their first byte, my first byte, bytes)
     queues: tuple[_Queue, ...]
     queue_of: list[int]
+    headed: list[bool]  # of each step, whether a header goes before it
     wakes: list[tuple[int, ...]]  # the queues in which steps wait for this one
     segments: list[int]  # bytes
     extents: list[int]  # of each buffer, as far as steps touch it
@@ -74,8 +76,9 @@ def compiled(program: Program) -> Compiled:
         kind = Kind.COPY if row[0] > Kind.RECV_REDUCE else Kind.SEND if row[0] == Kind.SEND else Kind.RECV
         grouped.setdefault((kind, i, 0) if kind == Kind.COPY else (kind, row[1], row[2]), []).append(i)
     queues = tuple(_Queue(*key, tuple(steps)) for key, steps in grouped.items())
-    queue_of = [0] * len(rows)
+    queue_of, headed = [0] * len(rows), [row[12] == 0 for row in rows]
     for number, queue in enumerate(queues):
+        headed[queue.steps[0]] = True
         for step in queue.steps:
             queue_of[step] = number
     wakes: list[set[int]] = [set() for _ in rows]
@@ -87,7 +90,7 @@ def compiled(program: Program) -> Compiled:
         for column in _OPERANDS:
             extents[row[column]] = max(extents[row[column]], row[column + 1] + row[12])
     segments = [_segment_bytes(row[12]) for row in rows]
-    return Compiled(program, rows, needs, queues, queue_of, [tuple(w) for w in wakes], segments, extents)
+    return Compiled(program, rows, needs, queues, queue_of, headed, [tuple(w) for w in wakes], segments, extents)
 
 
 def _segment_bytes(nbytes: int) -> int:
@@ -282,7 +285,8 @@ class Run:
             if ready < min(segment, nbytes):
                 return False
             self._begin(step)
-            self._post(self.peers.isend(row[1], row[2], memoryview(self._header(row[12], row[2]))), None)
+            if self.what.headed[step]:
+                self._post(self.peers.isend(row[1], row[2], memoryview(self._header(nbytes, row[2]))), None)
         while (begin := self.posted[step]) < nbytes:
             size = min(segment, nbytes - begin)
             if begin + size > ready:
@@ -294,7 +298,7 @@ class Run:
 
     def _receive(self, number: int, step: int) -> bool:
         row = self.rows[step]
-        if not self.begun[step]:
+        if not self.begun[step] and self.what.headed[step]:
             if step not in self.headers:
                 self.headers[step] = memory = bytearray(_HEADER.size)
                 self._post(self.peers.irecv(row[1], row[2], memoryview(memory)), step)
@@ -346,6 +350,8 @@ class Run:
         while flight and flight[0].ended:
             piece = flight[0]
             step, row = piece.step, self.rows[piece.step]
+            if not self.begun[step]:
+                self._begin(step)
             if piece.scratch is not None:
                 if self._limit(step) < piece.begin + piece.nbytes:
                     return
