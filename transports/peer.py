@@ -75,7 +75,7 @@ class PeerTransport(PortableTransport):
         self._closed = True
         if self._forked:
             return  # all that is below is the parent's
-        self._end_worker()
+        self._background.close()  # calls there have been told to end
         with self._turn, contextlib.suppress(PeerGone):  # whoever runs a call in another thread ends it first
             self.control.close()
         self.peers.close()
