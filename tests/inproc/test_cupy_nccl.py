@@ -176,3 +176,14 @@ def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     made.cuda.runtime.getDeviceCount = none
     with pytest.raises(cc.UnsupportedError, match=r"needs a GPU .*no CUDA-capable device"):
         cc.connect(store=str(tmp_path), rank=0, size=1, transport="cupy")
+
+
+def test_native_is_for_arrays_on_a_gpu(ranks: Ranks, lazy_cupy: FakeCupy) -> None:
+    def body(comm: cc.Communicator) -> None:
+        with pytest.raises(ValueError, match="NCCL takes arrays on a GPU only"):
+            comm.all_reduce(np.ones(4), algorithm="native")
+        comm.use(rules=[{"collective": "all_reduce", "algorithm": "native"}])
+        assert comm.all_reduce(np.ones(4)).tolist() == [SIZE] * 4  # by a plan instead
+        assert comm.all_reduce(lazy_cupy.array(np.ones(4, np.float32))).get().tolist() == [SIZE] * 4
+
+    ranks(lazy_cupy, SIZE, body)
