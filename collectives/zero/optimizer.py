@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from collectives.zero.elementwise import check_elementwise
 from collectives.zero.gather import Gatherer
 from collectives.zero.gradient import ShardedGradient
 from collectives.zero.layout import Parameter, buckets
+from collectives.zero.offload import Offload, homes
 from collectives.zero.pieces import Piece
 from collectives.zero.precision import LossScale
 from collectives.zero.report import memory
@@ -56,6 +58,8 @@ class ZeroOptimizer(torch.optim.Optimizer):
     units               stage 3: modules, or classes of modules, whose parameters are gathered and let go as one
     loss_scale          what `scale(loss)` multiplies by: a number, or "dynamic", which begins with `initial_scale` and
                         doubles after `growth_interval` good steps. None: 1, or use torch.amp.GradScaler
+    offload             where to keep what the stage partitions while nobody needs it: a directory on a fast disk, or
+                        "host"; an Offload says it for each kind. None: where the model is
 
     Every rank constructs it, and calls `step`, at the same time. Raises ValueError or TypeError for arguments that
     make no sense and for an optimizer that does not work element by element, MismatchError when the ranks differ.
@@ -80,13 +84,15 @@ class ZeroOptimizer(torch.optim.Optimizer):
         loss_scale: float | Literal["dynamic"] | None = None,
         initial_scale: float = 65536.0,
         growth_interval: int = 2000,
+        offload: Offload | str | Path | None = None,
         **optimizer_arguments: Any,
     ) -> None:
         if stage not in (0, 1, 2, 3):
             raise ValueError(f"stage={stage} must be 0, 1, 2 or 3")
         if bucket_bytes < 1:
             raise ValueError(f"bucket_bytes={bucket_bytes} must be at least 1")
-        check_elementwise(optimizer, optimizer_arguments)
+        keeps = check_elementwise(optimizer, optimizer_arguments)
+        offload = Offload.of(offload, stage)
         if params is None:
             params = [p for p in model.parameters() if p.requires_grad]
         prototype = optimizer(params, **optimizer_arguments)  # checks the arguments, and fills in defaults
@@ -103,12 +109,14 @@ class ZeroOptimizer(torch.optim.Optimizer):
             "stage": stage, "bucket_bytes": bucket_bytes, "reproducible": reproducible, "reduce_dtype": reduce_dtype,
             "master_weights": master_weights, "persistence_bytes": persistence_bytes,
             "prefetch_bytes": prefetch_bytes, "overlap": overlap, "optimizer": optimizer.__name__,
+            "offload": [where is not None for where in (offload.optimizer, offload.gradients, offload.parameters)],
         }  # fmt: skip
         check_alike(self.comm, self.parameters, settings)
         device = self._everything[0].device
         self._settings = Settings(
             self.comm, stage=stage, reduce_dtype=reduce_dtype, master_weights=master_weights, overlap=overlap,
             reproducible=reproducible, device=device, traffic=Traffic(self.comm),
+            homes=homes(offload, self.comm, device),
         )  # fmt: skip
         whole_units = _modules(model, units)
         owner = _owners(model, whole_units)
@@ -128,6 +136,8 @@ class ZeroOptimizer(torch.optim.Optimizer):
                 bucket = Bucket(layout, self._settings, self._everything)
                 if bucket.trained:
                     bucket.make_optimizer(optimizer, self.param_groups[layout.group], optimizer_arguments)
+                self._settings.homes.together(self.comm, partial(bucket.reserve, keeps))
+                bucket.put_away()
                 self._buckets.append(bucket)
             self._share_the_rest(model)
         self._backward = Backward(
@@ -199,11 +209,17 @@ class ZeroOptimizer(torch.optim.Optimizer):
         backward.complete_or_join()
         overflow = self._scale.dynamic and not all(map(torch.isfinite, backward.norms(float("inf"))))
         self.step_was_applied = not overflow
+        stores = self._settings.homes.stores()
+        order = [stored for b in self._buckets if b.trained for stored in b.order()]
+        for store in stores:
+            store.expect(order)
         for bucket in self._buckets if not overflow else ():
             if bucket.trained:
                 bucket.step(backward.active(bucket), self.param_groups[bucket.layout.group], self._scale.value)
         for bucket in self._buckets:
             bucket.published()
+        for store in stores:
+            store.as_expected()
         self._scale.update(overflow)
         return loss
 
@@ -249,7 +265,8 @@ class ZeroOptimizer(torch.optim.Optimizer):
         """Bytes of model state that this rank holds now.
 
         parameters (with those that are not trained), gradients, optimizer (master weights and state); besides, what
-        comes and goes: in_transit (buffers of gradients on their way) and gathered (whole parameters of stage 3).
+        comes and goes: in_transit (buffers of gradients on their way, and of what is offloaded) and gathered (whole
+        parameters of stage 3). What is offloaded lies in host (pinned memory) and files.
         """
         bucketed = {id(p) for b in self._buckets for p in b.parameters}
         rest = [p for p in self._everything if id(p) not in bucketed]
@@ -261,11 +278,13 @@ class ZeroOptimizer(torch.optim.Optimizer):
         sent_bytes   payload: gradients and parameters; headers: what ranks told each other to agree, and norms
         waited_s     seconds in which this rank stood still for a collective
         rounds       reductions of all gradients
+        offload      of what is in files: read_bytes, written_bytes, reading_s and writing_s in which threads were busy
+                     with it, and waited_s in which this rank stood still for it
         """
         traffic = self._settings.traffic
         return {
             "sent_bytes": traffic.sent_bytes(), "waited_s": traffic.waited_s, "rounds": self._backward.rounds,
-            "memory": self.memory(),
+            "memory": self.memory(), "offload": self._settings.homes.counters(),
         }  # fmt: skip
 
     def measure(self) -> AbstractContextManager[dict[str, float]]:
@@ -297,6 +316,7 @@ class ZeroOptimizer(torch.optim.Optimizer):
     def refresh(self) -> None:
         """Working parameters from what was written to pieces. All ranks call it, once all is written."""
         for bucket in self._buckets:
+            bucket.follow()
             bucket.publish()
         for bucket in self._buckets:
             bucket.published()
@@ -322,6 +342,7 @@ class ZeroOptimizer(torch.optim.Optimizer):
         for p in self._everything:
             if isinstance(p.grad, ShardedGradient):
                 p.grad = None
+        self._settings.homes.close()
         if self._own_comm:
             self.comm.close()
 
