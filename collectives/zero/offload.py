@@ -41,7 +41,7 @@ class Offload:
     optimizer: Where = None
     gradients: Where = None
     parameters: Where = None
-    buffer_bytes: int = 64 * _MIB
+    buffer_bytes: int = 32 * _MIB
 
     @classmethod
     def of(cls, given: Offload | Where, stage: int) -> Offload:
@@ -101,8 +101,10 @@ def homes(given: Offload, comm: Any, device: Any) -> Homes:
             return None
         name = HOST if where == HOST else os.fspath(where)
         if name not in opened:
-            make = HostStore if name == HOST else FileStore
-            opened[name] = make(comm, device, given.buffer_bytes, name)
+            host = where == HOST
+            opened[name] = (
+                HostStore(device, given.buffer_bytes) if host else FileStore(comm, device, given.buffer_bytes, name)
+            )
         return opened[name]
 
     made = Homes()

@@ -128,6 +128,8 @@ class FileStore(Store):
 
     def close(self) -> None:
         self._closed()
+        self._writes.clear()
+        self._pool, self.held_bytes = Pool(self._new_buffer), 0
 
     def _new_buffer(self, nbytes: int) -> torch.Tensor:
         if self.device.type != "cpu":
@@ -171,7 +173,7 @@ class HostStore(Store):
 
     kind = "host"
 
-    def __init__(self, comm: Any, device: torch.device, buffer_bytes: int, directory: str = "") -> None:
+    def __init__(self, device: torch.device, buffer_bytes: int) -> None:
         super().__init__(device, buffer_bytes)
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
@@ -202,6 +204,9 @@ class HostStore(Store):
 
     def take(self, nbytes: int) -> torch.Tensor:
         return torch.empty(nbytes, dtype=torch.uint8, device=self.device)
+
+    def close(self) -> None:
+        self.held_bytes = 0
 
     def _copy(self, into: torch.Tensor, source: torch.Tensor) -> Any:
         if self._stream is None:

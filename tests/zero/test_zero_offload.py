@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import re
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 
 import tests.torch_ready  # noqa: F401 - ranks are forked from a process that has imported this
 from collectives.zero import Offload, ZeroOptimizer
+from collectives.zero.offload import Homes
+from collectives.zero.offload import homes as homes_of
+from collectives.zero.store import FileStore, HostStore
 from tests.zero import test_zero_models as models
 
 Ranks = Callable[..., contextlib.AbstractContextManager[Any]]
@@ -93,3 +100,150 @@ def test_same_bits_as_in_memory(size: int, ranks: Ranks, tmp_path: Path) -> None
     directory.mkdir()
     with ranks(size, same_bits, str(directory)):
         pass
+
+
+def host_memory(me: Any) -> None:
+    """What a GPU's host would hold, with this CPU in the place of the GPU."""
+    comm = me.connect()
+
+    def homes(given: Offload, comm: Any, device: torch.device) -> Homes:
+        assert homes_of(given, comm, device) == Homes()  # on a CPU "host" is where things are already
+        store = HostStore(device, given.buffer_bytes)
+        return Homes(*(None if w is None else store for w in (given.optimizer, given.gradients, given.parameters)))
+
+    for dtype in (torch.float32, torch.bfloat16):
+        expected = train(comm, dtype, torch.optim.AdamW, {"lr": 0.01}, stage=1)
+        for stage in (1, 3):
+            with mock.patch("collectives.zero.optimizer.homes", homes):
+                got = train(comm, dtype, torch.optim.AdamW, {"lr": 0.01}, stage=stage, offload="host")
+            assert torch.equal(got, expected), (dtype, stage)
+
+
+def test_host_memory(ranks: Ranks) -> None:
+    with ranks(2, host_memory):
+        pass
+
+
+def saving(me: Any, directory: str, checkpoint: str) -> None:
+    comm = me.connect()
+    for dtype in (torch.float32, torch.bfloat16):
+        for stage, where, later in ((1, directory, 3), (3, directory, 2), (2, None, 3)):
+            found: list[torch.Tensor] = []
+            for resumed in (False, True):
+                m = model(dtype)
+                kept = {"stage": later, "offload": directory} if resumed else {"stage": stage, "offload": where}
+                opt = ZeroOptimizer(m, torch.optim.AdamW, comm=comm, persistence_bytes=700, lr=0.01, **kept)
+                if resumed:
+                    assert opt.load(checkpoint) == {"step": 2}
+                for step in range(2 if resumed else 0, 4):
+                    x = torch.randn(8, 37, generator=torch.Generator().manual_seed(10 * step + me.rank)).to(dtype)
+                    m(x).float().square().mean().backward()
+                    opt.step()
+                    opt.zero_grad()
+                    if step == 1:
+                        opt.save(checkpoint, {"step": 2})
+                opt.close()
+                found.append(torch.cat([p.detach().reshape(-1) for p in m.parameters()]))
+            assert torch.equal(*found), (dtype, stage, later)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_checkpoints(size: int, ranks: Ranks, tmp_path: Path) -> None:
+    (tmp_path / "nvme").mkdir()
+    with ranks(size, saving, str(tmp_path / "nvme"), str(tmp_path / "checkpoint")):
+        pass
+
+
+def counted(me: Any, directory: str) -> None:
+    comm = me.connect()
+    m = torch.nn.Sequential(*(torch.nn.Linear(300, 300) for _ in range(4)))
+    numel = sum(p.numel() for p in m.parameters()) / me.size
+    opt = ZeroOptimizer(m, torch.optim.Adam, comm=comm, stage=3, offload=directory, persistence_bytes=0)
+    for _ in range(2):
+        opt.zero_grad()
+        m(torch.randn(2, 300)).sum().backward()
+        opt.step()
+    held, moved = opt.memory(), opt.report()["offload"]
+    assert held["parameters"] + held["gradients"] == 0
+    assert held["optimizer"] < 1000  # each piece's `step`
+    assert abs(held["files"] - 16 * numel) < 0.02 * 16 * numel + (1 << 17), held
+    # What is read: the parameters in forward, in backward, in step; once gradients; state, but for the first step.
+    assert abs(moved["read_bytes"] - (2 * 4 * 4 + 8) * numel) < 0.02 * 40 * numel + (1 << 18), moved
+    assert moved["reading_s"] > 0
+    opt.close()
+    assert opt.memory()["files"] == 0
+
+
+def test_memory_and_traffic(ranks: Ranks, tmp_path: Path) -> None:
+    (tmp_path / "nvme").mkdir()
+    with ranks(2, counted, str(tmp_path / "nvme")):
+        pass
+
+
+LIMIT = 2_000_000  # bytes: of the largest file; each rank stores 2.7 MB, and shares less at a time
+
+
+def faulty(me: Any, kind: str, directory: str) -> None:
+    comm = me.connect(timeout_s=20.0)
+    culprit, m = me.rank == 1, model(torch.float32)
+    where = directory + "/missing" if culprit and kind == "missing" else directory
+    if culprit and kind == "room":  # as on a full disk, but for the number of the error
+        resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, resource.RLIM_INFINITY))
+    made: list[ZeroOptimizer] = []
+
+    def make() -> None:
+        made.append(ZeroOptimizer(m, torch.optim.Adam, comm=comm, stage=3, offload=where, persistence_bytes=0))
+
+    if kind in ("missing", "room"):
+        me.attempt(make)
+        return
+    make()
+
+    def steps() -> None:
+        for _ in range(2):  # there need not be a collective between what fails on one rank and the end of the step
+            m(torch.randn(2, 37)).sum().backward()
+            made[0].step()
+
+    steps()
+    if culprit and kind == "written":
+        resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, resource.RLIM_INFINITY))
+    if culprit and kind == "short":
+        store = made[0]._settings.homes.optimizer
+        assert isinstance(store, FileStore)
+        os.ftruncate(store._file.fd, 100_000)
+    me.attempt(steps)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("missing", "nvme/missing"),
+        ("room", "no room for .* bytes"),
+        ("written", "File too large"),
+        ("short", "ends after .* bytes"),
+    ],
+)
+def test_faults(kind: str, words: str, ranks: Ranks, tmp_path: Path) -> None:
+    (tmp_path / "nvme").mkdir()
+    with ranks(2, faulty, kind, str(tmp_path / "nvme")) as job:
+        told = [job.hear("raised", rank=rank) for rank in range(2)]
+    assert "OffloadError" in told[1]["kinds"]
+    assert re.search(words, told[1]["text"]), told
+    assert "treering-" in told[1]["text"]
+    assert "rank 1" in told[0]["text"], told
+    assert "OffloadError" in told[0]["kinds"] or kind in ("written", "short")
+    assert max(t["took_s"] for t in told) < 10
+
+
+@pytest.mark.parametrize(
+    ("given", "stage", "words"),
+    [
+        (Offload(gradients="/tmp"), 1, "stages 2 and 3"),
+        (Offload(parameters="/tmp"), 2, "stage 3"),
+        (Offload("/tmp", buffer_bytes=0), 2, "buffer_bytes"),
+        (7, 1, "offload must be"),
+    ],
+)
+def test_arguments(given: Any, stage: int, words: str) -> None:
+    with pytest.raises((ValueError, TypeError), match=words):
+        ZeroOptimizer(torch.nn.Linear(2, 2), torch.optim.Adam, stage=stage, offload=given)
