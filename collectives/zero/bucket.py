@@ -11,8 +11,7 @@ every rank updates everything. What is offloaded (offload.py) is in memory only 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -22,9 +21,10 @@ from collectives.zero.faults import while_doing
 from collectives.zero.layout import BucketLayout, Slot
 from collectives.zero.memory import Pool, registered
 from collectives.zero.offload import Homes
+from collectives.zero.offloaded_bucket import own_parameters
 from collectives.zero.offloaded_state import OffloadedState, StoredPiece
 from collectives.zero.pieces import Piece, cut
-from collectives.zero.stored import Stored
+from collectives.zero.stored import Later, Stored
 
 __all__ = ["Bucket", "Settings"]
 
@@ -68,7 +68,7 @@ class Bucket:
         self.keeps_buffer = settings.stage <= 1
         self.full: torch.Tensor | None = None  # the working parameters, whole; None while they are partitioned
         self.shard: torch.Tensor | None = None  # the own stretch of them; None while it is only stored
-        self.stored_shard: Stored | None = None
+        self.stored_shard: Stored | None = None  # what is offloaded of it; see offloaded_bucket.py
         self.buffer: torch.Tensor | None = None
         self.taken: torch.Tensor | None = None  # what the pool gave for it
         self._grad: torch.Tensor | None = None  # reduced, the own stretch, unless it is stored
@@ -133,63 +133,7 @@ class Bucket:
             for piece in self.pieces:
                 piece.optimizer = self.optimizer
 
-    # ---------------------------------------------------------------- what is offloaded
-
-    def reserve(self, keeps: Mapping[str, torch.dtype]) -> None:
-        """Finds room for what is to be offloaded; `keeps` is what the optimizer will keep (elementwise.py).
-
-        Raises OffloadError.
-        """
-        homes, count = self.settings.homes, self.end - self.begin
-        if homes.gradients is not None and self.trained and not self.keeps_buffer:
-            self.stored_grad = Stored(homes.gradients, count, self.grad_dtype)
-        if homes.parameters is not None and self.layout.partitioned:
-            self.stored_shard = Stored(homes.parameters, count, self.layout.dtype)
-        if homes.optimizer is not None and self.optimizer is not None:
-            self.state = OffloadedState(
-                homes.optimizer, self.pieces, self.optimizer, keeps, with_weights=self.separate_master
-            )
-
-    def put_away(self) -> None:
-        """Stores what there is to begin with."""
-        if self.state is not None:
-            self.state.put_away()
-            self.master = None if self.separate_master else self.master
-        if self.stored_shard is not None:
-            assert self.shard is not None
-            self.stored_shard.fresh().copy_(self.shard)
-            if not self.separate_master:
-                self.master = None
-            self._hide_shard()
-
-    @contextmanager
-    def own_parameters(self) -> Generator[torch.Tensor]:
-        """The working parameters that the optimizer's pieces are of, in memory, to be changed."""
-        working = self.full if self.everything else self.shard
-        if self.stored_shard is None:
-            assert working is not None
-            yield working
-            return
-        self.shard = shard = self.stored_shard.get(changing=True)
-        if not self.separate_master:
-            for piece in self.pieces:
-                piece.master.data = shard[piece.offset : piece.offset + piece.numel]
-        yield shard
-        self._hide_shard()
-
-    def _hide_shard(self) -> None:
-        assert self.stored_shard is not None
-        self.shard = None
-        for piece in self.pieces:
-            assert isinstance(piece, StoredPiece)
-            if not self.separate_master:
-                piece.shard, piece.master.data = self.stored_shard, piece.master.new_empty(0)
-        self.stored_shard.commit()
-
-    def order(self) -> list[Stored]:
-        """What a step gets, in this order."""
-        first = [stored for stored in (self.stored_grad, self.stored_shard) if stored is not None]
-        return first + (self.state.order() if self.state is not None else [])
+    # ---------------------------------------------------------------- gradients
 
     @property
     def grad(self) -> torch.Tensor | None:
@@ -197,8 +141,6 @@ class Bucket:
         if self.stored_grad is None:
             return self._grad
         return self.stored_grad.store.look(self.stored_grad) if self.stored_grad.exists else None
-
-    # ---------------------------------------------------------------- gradients
 
     def add(self, number: int, gradient: torch.Tensor, onto: bool) -> None:
         """Takes this rank's gradient of a slot, onto what there is of it since the last reduction, if `onto`."""
@@ -343,7 +285,7 @@ class Bucket:
             active_pieces = [piece for piece in self.pieces if of_slot[id(piece.slot)]]
             values = self.optimizer.param_groups[0]
             values.update((k, v) for k, v in group.items() if k not in ("params", "param_names"))
-            with self.own_parameters() as working:
+            with own_parameters(self) as working:
                 for pieces in [active_pieces] if self.state is None else self.state.in_turn(active_pieces):
                     for piece in pieces:
                         part = gradient[piece.offset : piece.offset + piece.numel].to(piece.master.dtype)
@@ -363,7 +305,7 @@ class Bucket:
     def follow(self) -> None:
         """The working parameters from all master weights, of which some were written."""
         if self.separate_master:
-            with self.own_parameters() as working:
+            with own_parameters(self) as working:
                 for piece in self.pieces if self.state is None else self.state.with_weights():
                     self._round(piece, working)
 
@@ -400,8 +342,8 @@ class Bucket:
         return self.buffer is not None and t.untyped_storage().data_ptr() == self.buffer.untyped_storage().data_ptr()
 
     def every_part(self, number: int) -> Iterable[torch.Tensor]:
-        """The parts of a slot, as often as one goes through them, and only then."""
-        return _Later(lambda: self.parts(self.layout.slots[number]))
+        """The parts of a slot, looked up whenever one goes through them."""
+        return Later(lambda: self.parts(self.layout.slots[number]))
 
     def parts(self, slot: Slot, changing: bool = False) -> list[torch.Tensor]:
         """What this rank holds of a slot's reduced gradient, each element on one rank only, but at stage 0.
@@ -416,11 +358,3 @@ class Bucket:
         first, last = (0, self.layout.numel) if self.everything else (self.begin, self.end)
         begin, end = max(slot.begin, first), min(slot.end, last)
         return [gradient[begin - first : end - first]] if begin < end else []
-
-
-class _Later:
-    def __init__(self, make: Callable[[], Iterable[torch.Tensor]]) -> None:
-        self._make = make
-
-    def __iter__(self) -> Iterator[torch.Tensor]:
-        return iter(self._make())

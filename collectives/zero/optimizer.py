@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 
 from collectives.connect import connect
-from collectives.zero import checkpoint
+from collectives.zero import checkpoint, offloaded_bucket
 from collectives.zero.agreement import check_alike
 from collectives.zero.backward import Backward
 from collectives.zero.bucket import Bucket, Settings
@@ -136,8 +136,8 @@ class ZeroOptimizer(torch.optim.Optimizer):
                 bucket = Bucket(layout, self._settings, self._everything)
                 if bucket.trained:
                     bucket.make_optimizer(optimizer, self.param_groups[layout.group], optimizer_arguments)
-                self._settings.homes.together(self.comm, partial(bucket.reserve, keeps))
-                bucket.put_away()
+                self._settings.homes.together(self.comm, partial(offloaded_bucket.reserve, bucket, keeps))
+                offloaded_bucket.put_away(bucket)
                 self._buckets.append(bucket)
             self._share_the_rest(model)
         self._backward = Backward(
@@ -210,7 +210,7 @@ class ZeroOptimizer(torch.optim.Optimizer):
         overflow = self._scale.dynamic and not all(map(torch.isfinite, backward.norms(float("inf"))))
         self.step_was_applied = not overflow
         stores = self._settings.homes.stores()
-        order = [stored for b in self._buckets if b.trained for stored in b.order()]
+        order = [stored for b in self._buckets if b.trained for stored in offloaded_bucket.order(b)]
         for store in stores:
             store.expect(order)
         for bucket in self._buckets if not overflow else ():

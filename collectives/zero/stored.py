@@ -6,13 +6,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from typing import Any
 
 import torch
 
-__all__ = ["Store", "Stored"]
+__all__ = ["Later", "Store", "Stored"]
 
 
 class Stored:
@@ -208,3 +208,13 @@ class Store:
         if self._looked is not None and self._looked is not but:
             self._looked.let_go()
             self._looked = None
+
+
+class Later:
+    """Tensors that are got each time one goes through them, and not before."""
+
+    def __init__(self, get: Callable[[], Iterable[torch.Tensor]]) -> None:
+        self._get = get
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        return iter(self._get())
