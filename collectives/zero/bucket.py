@@ -102,6 +102,7 @@ class Bucket:
             self.shard = shard = registered(s.comm, self.end - self.begin, layout.dtype, s.device)
             shard.copy_(whole[self.begin : self.end])
             s.pool.give(taken)
+            self.hide()
         else:
             self.full, self.shard = whole, whole[self.begin : self.end]
             self.show(whole)
@@ -110,6 +111,12 @@ class Bucket:
         """Makes the model's parameters views of a whole bucket."""
         for slot, p in zip(self.layout.slots, self.parameters, strict=True):
             p.data = whole[slot.begin : slot.end].view(slot.parameter.shape)
+
+    def hide(self) -> None:
+        """Lets the model's parameters have their shapes, but no values: a single NaN, seen as the whole shape."""
+        nothing = torch.full((), float("nan"), dtype=self.layout.dtype, device=self.settings.device)
+        for slot, p in zip(self.layout.slots, self.parameters, strict=True):
+            p.data = nothing.expand(slot.parameter.shape)
 
     def _make_pieces(self) -> None:
         s, layout = self.settings, self.layout

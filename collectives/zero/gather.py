@@ -35,8 +35,6 @@ class Gathered:
         self.whole = torch.empty(self.layout.numel, dtype=dtype, device=device)
         self.storage, self.nbytes = self.whole.untyped_storage(), self.whole.untyped_storage().nbytes()
         self.views = [self.whole[s.begin : s.end].view(s.parameter.shape) for s in self.layout.slots]
-        nothing = torch.full((), float("nan"), dtype=dtype, device=device)
-        self.absent = [nothing.expand(s.parameter.shape) for s in self.layout.slots]
         self.here = True
         self.users = 0
         self._work: Any = None
@@ -75,8 +73,7 @@ class Gathered:
         """Gives the memory back."""
         if self.here:
             self._settle()
-            for p, absent in zip(self.bucket.parameters, self.absent, strict=True):
-                p.data = absent
+            self.bucket.hide()
             self.storage.resize_(0)
             self.here = False
 

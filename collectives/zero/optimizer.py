@@ -19,7 +19,8 @@ from collectives.zero.bucket import Bucket, Settings
 from collectives.zero.elementwise import check_elementwise
 from collectives.zero.gather import Gatherer
 from collectives.zero.gradient import ShardedGradient
-from collectives.zero.layout import Parameter, buckets
+from collectives.zero.layout import BucketLayout, Parameter, buckets
+from collectives.zero.meta import device_of, materialised
 from collectives.zero.offload import Offload, homes
 from collectives.zero.pieces import Piece
 from collectives.zero.precision import LossScale
@@ -60,6 +61,8 @@ class ZeroOptimizer(torch.optim.Optimizer):
                         doubles after `growth_interval` good steps. None: 1, or use torch.amp.GradScaler
     offload             where to keep what the stage partitions while nobody needs it: a directory on a fast disk, or
                         "host"; an Offload says it for each kind. None: where the model is
+    init_parameters     of a model on the meta device (meta.py): gives the parameters of a module their values. None:
+                        its `reset_parameters()` does
 
     Every rank constructs it, and calls `step`, at the same time. Raises ValueError or TypeError for arguments that
     make no sense and for an optimizer that does not work element by element, MismatchError when the ranks differ.
@@ -85,6 +88,7 @@ class ZeroOptimizer(torch.optim.Optimizer):
         initial_scale: float = 65536.0,
         growth_interval: int = 2000,
         offload: Offload | str | Path | None = None,
+        init_parameters: Callable[[torch.nn.Module], None] | None = None,
         **optimizer_arguments: Any,
     ) -> None:
         if stage not in (0, 1, 2, 3):
@@ -112,7 +116,7 @@ class ZeroOptimizer(torch.optim.Optimizer):
             "offload": [where is not None for where in (offload.optimizer, offload.gradients, offload.parameters)],
         }  # fmt: skip
         check_alike(self.comm, self.parameters, settings)
-        device = self._everything[0].device
+        device = device_of(self._everything)
         self._settings = Settings(
             self.comm, stage=stage, reduce_dtype=reduce_dtype, master_weights=master_weights, overlap=overlap,
             reproducible=reproducible, device=device, traffic=Traffic(self.comm),
@@ -130,15 +134,26 @@ class ZeroOptimizer(torch.optim.Optimizer):
             return stage == 3 and p.numel * p.dtype.itemsize >= max(persistence_bytes, 1)
 
         layouts = buckets(packed, self.comm.size, bucket_bytes, lambda dtype: dtype.itemsize, partitioned)
-        self._buckets: list[Bucket] = []
+        made: dict[int, Bucket] = {}
+
+        def make(layout: BucketLayout) -> None:
+            made[layout.index] = bucket = Bucket(layout, self._settings, self._everything)
+            if bucket.trained:
+                bucket.make_optimizer(optimizer, self.param_groups[layout.group], optimizer_arguments)
+            self._settings.homes.together(self.comm, partial(offloaded_bucket.reserve, bucket, keeps))
+            offloaded_bucket.put_away(bucket)
+
         with torch.no_grad():
+            of_parameter = {slot.parameter.index: layout for layout in layouts for slot in layout.slots}
+            numbers = {id(p): index for index, p in enumerate(self._everything)}
+            for parameters in materialised(model, whole_units, init_parameters, device):
+                for layout in dict.fromkeys(of_parameter.get(numbers[id(p)]) for p in parameters):
+                    if layout is not None and layout.partitioned and not _on_meta(layout, self._everything):
+                        make(layout)  # and so it is let go before others come
             for layout in layouts:
-                bucket = Bucket(layout, self._settings, self._everything)
-                if bucket.trained:
-                    bucket.make_optimizer(optimizer, self.param_groups[layout.group], optimizer_arguments)
-                self._settings.homes.together(self.comm, partial(offloaded_bucket.reserve, bucket, keeps))
-                offloaded_bucket.put_away(bucket)
-                self._buckets.append(bucket)
+                if layout.index not in made:
+                    make(layout)
+            self._buckets = [made[index] for index in sorted(made)]
             self._share_the_rest(model)
         self._backward = Backward(
             self._buckets, self._everything, self.comm, ended=self._backward_ended, traffic=self._settings.traffic
@@ -345,6 +360,10 @@ class ZeroOptimizer(torch.optim.Optimizer):
         self._settings.homes.close()
         if self._own_comm:
             self.comm.close()
+
+
+def _on_meta(layout: BucketLayout, parameters: Sequence[torch.Tensor]) -> bool:
+    return any(parameters[slot.parameter.index].is_meta for slot in layout.slots)
 
 
 def _modules(model: torch.nn.Module, units: Sequence[Any]) -> list[torch.nn.Module]:
