@@ -19,6 +19,7 @@ from torch.nn import Module, Parameter
 
 __all__ = ["device_of", "materialised"]
 
+
 def device_of(parameters: Sequence[Parameter]) -> torch.device:
     """Where the model is; torch's default device, if it is all on the meta device."""
     return next((p.device for p in parameters if not p.is_meta), torch.get_default_device())
@@ -44,7 +45,8 @@ def materialised(
 
 
 def _materialise(module: Any, name: str, initialise: Callable[[Any], None] | None, device: Any) -> list[Parameter]:
-    if initialise is None and not hasattr(module, "reset_parameters") and not hasattr(module, "_reset_parameters"):
+    reset: Any = getattr(module, "reset_parameters", getattr(module, "_reset_parameters", None))
+    if initialise is None and reset is None:
         raise ValueError(
             f"module {name!r} ({type(module).__name__}) is on the meta device and has no reset_parameters(): pass "
             f"init_parameters=, a function that gives the parameters and buffers of a module their values"
@@ -53,7 +55,7 @@ def _materialise(module: Any, name: str, initialise: Callable[[Any], None] | Non
     elsewhere: dict[str, Parameter] = {}
     for key, p in list(module._parameters.items()):
         if p is not None and p.is_meta:
-            real = Parameter(torch.full_like(p, float("nan"), device=device), p.requires_grad)
+            real = Parameter(torch.full(p.shape, float("nan"), dtype=p.dtype, device=device), p.requires_grad)
             real.__dict__.update(p.__dict__)
             torch.utils.swap_tensors(p, real)
             new.append(p)
@@ -62,14 +64,14 @@ def _materialise(module: Any, name: str, initialise: Callable[[Any], None] | Non
             module._parameters[key] = Parameter(torch.empty(p.shape, dtype=p.dtype, device=device))
     for key, b in module._buffers.items():
         if b is not None and b.is_meta:
-            module._buffers[key] = torch.empty_like(b, device=device)
+            module._buffers[key] = torch.empty(b.shape, dtype=b.dtype, device=device)
             if b.is_floating_point():
                 module._buffers[key].fill_(float("nan"))
     with torch.no_grad():
         if initialise is not None:
             initialise(module)
         else:
-            getattr(module, "reset_parameters", getattr(module, "_reset_parameters", None))()
+            reset()
     module._parameters.update(elsewhere)
     return new
 

@@ -108,6 +108,7 @@ def cut(kind: type[P], stretches: Iterable[Stretch], master: torch.Tensor, first
             elif at < mine.start:
                 end = min(end, mine.start - slot.begin)
             offset = at - first
-            pieces.append(kind(slot, begin, end, master[offset : offset + end - begin], offset, at in mine))
+            own = master[offset : offset + end - begin].data  # a slice itself would keep all of `master` alive
+            pieces.append(kind(slot, begin, end, own, offset, at in mine))
             begin = end
     return pieces

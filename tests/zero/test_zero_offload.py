@@ -6,6 +6,8 @@ import contextlib
 import os
 import re
 import resource
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -247,3 +249,22 @@ def test_faults(kind: str, words: str, ranks: Ranks, tmp_path: Path) -> None:
 def test_arguments(given: Any, stage: int, words: str) -> None:
     with pytest.raises((ValueError, TypeError), match=words):
         ZeroOptimizer(torch.nn.Linear(2, 2), torch.optim.Adam, stage=stage, offload=given)
+
+
+def test_a_model_larger_than_memory(tmp_path: Path) -> None:
+    """384 MiB of state in 200 MiB of address space, and not without files."""
+
+    def run(*more: str) -> subprocess.CompletedProcess[str]:
+        example = Path(__file__).parents[2] / "examples" / "larger_than_memory.py"
+        command = [sys.executable, str(example), "--layers", "24", "--limit-mib", "200", *more]
+        return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=example.parents[1], check=False)
+
+    inside, without = run("--offload", str(tmp_path)), run()
+    losses = [float(loss) for loss in re.findall(r"loss (\S+)", inside.stdout)]
+    assert inside.returncode == 0, inside.stderr
+    assert len(losses) == 3
+    assert losses[2] < losses[0] / 2
+    assert "'files': '384 MiB'" in inside.stdout
+    assert without.returncode != 0
+    assert "loss" not in without.stdout
+    assert re.search("can't allocate memory|Cannot allocate memory|MemoryError", without.stderr), without.stderr
