@@ -24,6 +24,7 @@ from ..about import about
 from ..contenders import training, worker
 from ..contenders.training import Settings
 from ..control import Conductor, ContenderError
+from . import files
 
 PEERS = ("ddp", "zero_redundancy", "fsdp2", "deepspeed")
 TIME_FORMAT = "%Y-%m-%d %H:%M:%S"
@@ -98,6 +99,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
     flag("--batch", type=_positive, default=8, metavar="N", help="samples a rank and step (8)")
     flag("-n", "--iters", type=_positive, default=5, metavar="N", help="steps in a timed loop (5)")
     flag("--rounds", type=_positive, default=5, metavar="N", help="loops of each, in turn (5)")
+    flag("--offload", default="", metavar="DIRECTORY", help="measure ours also with what they can offload, in files")
     flag("--compare", default="", metavar="NAME[,NAME]", help=f"measure beside {', '.join(PEERS)}")
     flag("--deepspeed-python", default=None, metavar="PYTHON", help="the Python that has it (.venv-deepspeed)")
     flag("-J", "--output_file", "--output-file", default=None, metavar="FILE", help="write the figures as JSON")
@@ -116,6 +118,8 @@ def main(argv: Sequence[str], prog: str) -> int:
     for name in peers:
         if name not in PEERS:
             made.error(f"--compare {name!r} is not known; there are {', '.join(PEERS)}")
+    if given.offload and not Path(given.offload).is_dir():
+        made.error(f"--offload {given.offload}: there is no such folder")
     if given.output_file and not Path(given.output_file).absolute().parent.is_dir():
         made.error(f"-J {given.output_file}: there is no such folder")
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that trainers are ended on the way
@@ -126,19 +130,23 @@ def main(argv: Sequence[str], prog: str) -> int:
         print(
             f"# training step: {given.ranks} ranks, {parameters:,} parameters, fp32, AdamW, batch {given.batch} a rank"
         )
-        rows = measure(trainers, given)
+        moved: list[files.Moved] = []
+        rows = measure(trainers, given, moved)
     except ContenderError as error:
         print(f"treering: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
     print(table(rows, 4 * parameters * (given.ranks - 1) / given.ranks))
+    if moved:
+        print(files.table(moved))
     if given.output_file:
         document = {
             "start_time": start_time, "end_time": time.strftime(TIME_FORMAT), "args": list(argv),
             "config": {key: value for key, value in vars(given).items() if key != "output_file"},
             "parameters": parameters,
             "results": [{k: None if v != v else v for k, v in row._asdict().items()} for row in rows],
+            "files": [row._asdict() for row in moved],
             "treering": about(("torch",)),
         }  # fmt: skip
         jsonfile.write(given.output_file, document)
@@ -151,6 +159,8 @@ def _entrants(given: Any, stages: Sequence[int], peers: Sequence[str]) -> list[t
         return Settings(kind, stage, -1, given.ranks, "", given.blocks, given.width, given.hidden, given.batch)
 
     found = [(f"stage {stage}", Path(sys.executable), settings("zero", stage)) for stage in stages]
+    if given.offload:
+        found += [(f"{name}, files", python, of._replace(offload=given.offload)) for name, python, of in found]
     for name in peers:
         if name == "deepspeed":
             python = _deepspeed_python(given.deepspeed_python)
@@ -169,8 +179,10 @@ def _deepspeed_python(given: str | None) -> Path:
     raise ContenderError(f"deepspeed is not installed: no {found[0]}; run `make deepspeed`, or use --deepspeed-python")
 
 
-def measure(entrants: Sequence[tuple[str, Path, Settings]], given: Any) -> list[Row]:
-    """Starts all, measures them in alternating rounds, ends them."""
+def measure(
+    entrants: Sequence[tuple[str, Path, Settings]], given: Any, moved: list[files.Moved]
+) -> list[Row]:  # fmt: skip
+    """Starts all, measures them in alternating rounds, ends them. `moved` gets what went to files and came back."""
     running: list[tuple[Trainers, Settings]] = []
     try:
         for name, python, settings in entrants:
@@ -181,6 +193,7 @@ def measure(entrants: Sequence[tuple[str, Path, Settings]], given: Any) -> list[
         for _ in range(given.rounds):
             for trainers, _ in running:
                 taken[trainers.name].append(trainers.of("step", given.iters, warmup=1) / 1e3)
+        moved += [files.ask(trainers.name, trainers.of, given.iters) for trainers, of in running if of.offload]
         return [
             Row(
                 trainers.name,
@@ -219,7 +232,7 @@ def _ratios(rows: Sequence[Row]) -> list[str]:
     by_name = {row.name: row for row in rows}
     lines: list[str] = []
     for row in rows:
-        if row.name.startswith("stage "):
+        if row.name.startswith("stage ") and not row.name.endswith("files"):
             peers = ("fsdp2",) if row.stage == 3 else ("ddp", "zero_redundancy")
             theirs = [by_name[n] for n in (f"deepspeed {row.stage}", *peers) if n in by_name]
             if theirs:

@@ -19,7 +19,9 @@ class Zero:
         self.comm = cc.connect(store=settings.store, rank=settings.rank, size=settings.size)
         self.module, self.inputs, self.targets = model_and_batch(settings)
         self.loss = torch.nn.functional.mse_loss
-        self.optimizer: Any = ZeroOptimizer(self.module, torch.optim.AdamW, stage=settings.stage, comm=self.comm)
+        self.optimizer: Any = ZeroOptimizer(
+            self.module, torch.optim.AdamW, stage=settings.stage, comm=self.comm, offload=settings.offload or None
+        )  # fmt: skip
 
     def step(self) -> None:
         self.loss(self.module(self.inputs), self.targets).backward()
@@ -37,6 +39,12 @@ class Zero:
         for _ in range(steps):
             self.step()
         return (self.optimizer.report()["waited_s"] - begun) / steps
+
+    def offload(self, name: str, steps: int) -> float:
+        begun: float = self.optimizer.report()["offload"][name]
+        for _ in range(steps):
+            self.step()
+        return (self.optimizer.report()["offload"][name] - begun) / steps
 
     def close(self) -> None:
         self.optimizer.close()

@@ -235,6 +235,8 @@ class ZeroOptimizer(torch.optim.Optimizer):
             bucket.published()
         for store in stores:
             store.as_expected()
+        if self._gatherer is not None:
+            self._gatherer.let_go()  # what was gathered ahead before the step is not what it is now
         self._scale.update(overflow)
         return loss
 
@@ -293,8 +295,8 @@ class ZeroOptimizer(torch.optim.Optimizer):
         sent_bytes   payload: gradients and parameters; headers: what ranks told each other to agree, and norms
         waited_s     seconds in which this rank stood still for a collective
         rounds       reductions of all gradients
-        offload      of what is in files: read_bytes, written_bytes, reading_s and writing_s in which threads were busy
-                     with it, and waited_s in which this rank stood still for it
+        offload      of what is in files: read_bytes, written_bytes; seconds in which threads read, wrote, or did
+                     either (reading_s, writing_s, busy_s), and in which this rank stood still for them (waited_s)
         """
         traffic = self._settings.traffic
         return {

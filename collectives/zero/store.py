@@ -119,7 +119,7 @@ class FileStore(Store):
         f = self._file
         return {
             "read_bytes": f.reading.nbytes, "written_bytes": f.writing.nbytes, "reading_s": f.reading.busy_s,
-            "writing_s": f.writing.busy_s, "waited_s": self.waited_s,
+            "writing_s": f.writing.busy_s, "busy_s": f.busy.busy_s, "waited_s": self.waited_s,
         }  # fmt: skip
 
     @property
@@ -245,7 +245,7 @@ class _File:
             self.direct = False
             self.fd = os.open(self.path, flags, 0o600)
         os.unlink(self.path)
-        self.reading, self.writing = _Clock(), _Clock()
+        self.reading, self.writing, self.busy = _Clock(), _Clock(), _Clock()
 
     def allocate(self, place: _Place) -> None:
         """Takes room on the disk. Raises OffloadError."""
@@ -259,7 +259,7 @@ class _File:
     def read(self, place: _Place, into: memoryview, after: Future[None] | None) -> None:
         if after is not None:
             after.result()
-        with self.reading.busy(place.nbytes):
+        with self.reading.runs(place.nbytes), self.busy.runs(place.nbytes):
             done = 0
             while done < place.nbytes:
                 count = os.preadv(self.fd, [into[done : place.nbytes]], place.begin + done)
@@ -275,7 +275,7 @@ class _File:
         if after is not None:
             after.result()
         ready()
-        with self.writing.busy(place.nbytes):
+        with self.writing.runs(place.nbytes), self.busy.runs(place.nbytes):
             done = 0
             while done < place.nbytes:
                 done += os.pwrite(self.fd, data[done : place.nbytes], place.begin + done)
@@ -292,7 +292,7 @@ class _Clock:
         self._lock, self._busy, self._since = threading.Lock(), 0, 0.0
 
     @contextmanager
-    def busy(self, nbytes: int) -> Generator[None]:
+    def runs(self, nbytes: int) -> Generator[None]:
         with self._lock:
             if not self._busy:
                 self._since = time.perf_counter()

@@ -160,7 +160,7 @@ class Store:
         """Takes back what `take` or `end_read` gave."""
 
     def counters(self) -> dict[str, float]:
-        """read_bytes, written_bytes, and the seconds in which something was read or written, or was waited for."""
+        """See ZeroOptimizer.report."""
         return {}
 
     @property

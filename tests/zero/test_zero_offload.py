@@ -80,19 +80,16 @@ def same_bits(me: Any, directory: str) -> None:
     places += [(2, Offload(gradients=directory)), (3, Offload(parameters=Path(directory)))]
     places += [(3, Offload(directory, directory, directory, buffer_bytes=1))]
     for dtype in (torch.float32, torch.bfloat16):
-        for number, (kind, arguments) in enumerate(OPTIMIZERS):
+        for number, (kind, arguments) in enumerate(OPTIMIZERS if me.size < 3 else OPTIMIZERS[:1]):
             expected = train(comm, dtype, kind, arguments, stage=2)
-            for stage, where in places if number == 0 else places[number % 3 :: 3]:
+            for stage, where in places if number == 0 else places[number::4]:
                 got = train(comm, dtype, kind, arguments, stage=stage, offload=where)
                 assert torch.equal(got, expected), (dtype, kind.__name__, stage, where)
-        for stage in (1, 3) if me.size == 1 else ():
-            late = [train(comm, dtype, Late, {"lr": 0.01}, stage=stage, offload=w) for w in (None, directory)]
-            assert torch.equal(*late), stage
-    odd = models.alone(me.size, 4, None)
-    for stage in (1, 2, 3):
-        assert torch.equal(models.train(comm, 4, stage=stage, offload=directory, persistence_bytes=0), odd), stage
-        clipped = [models.train(comm, 4, clip="foreach", stage=stage, offload=w) for w in (None, directory)]
-        assert torch.equal(*clipped), stage
+    late = [train(comm, torch.float32, Late, {"lr": 0.01}, stage=3, offload=w) for w in (None, directory)]
+    assert torch.equal(*late)
+    for stage in (2, 3):
+        odd = [models.train(comm, 4, clip="foreach", stage=stage, offload=w) for w in (None, directory)]
+        assert torch.equal(*odd), stage
     assert not list(Path(directory).iterdir())
 
 
