@@ -60,10 +60,10 @@ def train(comm: Any, dtype: torch.dtype, optimizer: Any, arguments: dict[str, An
     opt = ZeroOptimizer(m, optimizer, comm=comm, bucket_bytes=50_000, persistence_bytes=700, **own, **arguments)
     scaler = torch.amp.GradScaler("cpu", init_scale=256.0)
     generator = torch.Generator().manual_seed(5 + comm.rank)
-    for step in range(4):
+    for step in range(3):
         for micro in range(2):
             x = torch.randn(8, 37, generator=generator).to(dtype)
-            with opt.no_sync() if step == 2 and not micro else contextlib.nullcontext():
+            with opt.no_sync() if step == 1 and not micro else contextlib.nullcontext():
                 scaler.scale(m(x).float().square().mean()).backward()
         scaler.unscale_(opt)
         opt.clip_grad_norm_(0.5)
@@ -80,9 +80,10 @@ def same_bits(me: Any, directory: str) -> None:
     places += [(2, Offload(gradients=directory)), (3, Offload(parameters=Path(directory)))]
     places += [(3, Offload(directory, directory, directory, buffer_bytes=1))]
     for dtype in (torch.float32, torch.bfloat16):
-        for number, (kind, arguments) in enumerate(OPTIMIZERS if me.size < 3 else OPTIMIZERS[:1]):
+        full = dtype == torch.float32 and me.size < 3
+        for number, (kind, arguments) in enumerate(OPTIMIZERS if full else OPTIMIZERS[:1]):
             expected = train(comm, dtype, kind, arguments, stage=2)
-            for stage, where in places if number == 0 else places[number::4]:
+            for stage, where in places[:: 1 if full else 3] if number == 0 else places[number::4]:
                 got = train(comm, dtype, kind, arguments, stage=stage, offload=where)
                 assert torch.equal(got, expected), (dtype, kind.__name__, stage, where)
     late = [train(comm, torch.float32, Late, {"lr": 0.01}, stage=3, offload=w) for w in (None, directory)]
