@@ -54,6 +54,7 @@ class FileStore(Store):
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="treering-offload")
         self._pool = Pool(self._new_buffer)
         self._writes: deque[tuple[Future[None], torch.Tensor]] = deque()
+        self._staged = device.type != "cpu"
         self._copies: deque[tuple[Any, torch.Tensor]] = deque()  # on their way up to a GPU
         self._closed = weakref.finalize(self, _close, self._threads, file)
 
@@ -71,19 +72,19 @@ class FileStore(Store):
     def end_read(self, reading: Any) -> torch.Tensor:
         future, buffer = reading
         self._wait(future)
-        if self.device.type == "cpu":
+        if not self._staged:
             return buffer
         above = torch.empty_like(buffer, device=self.device)
         above.copy_(buffer, non_blocking=True)
-        self._copies.append((torch.cuda.current_stream(self.device).record_event(), buffer))
+        self._copies.append((_event(self.device), buffer))
         return above
 
     def write(self, stored: Stored, buffer: torch.Tensor) -> None:
         ready: Callable[[], None] = _nothing
-        if self.device.type != "cpu":
+        if self._staged:
             below = self._take(stored.place.nbytes)
             below[: stored.nbytes].copy_(buffer[: stored.nbytes], non_blocking=True)
-            ready, buffer = torch.cuda.current_stream(self.device).record_event().synchronize, below
+            ready, buffer = _event(self.device).synchronize, below
         stored.written = self._threads.submit(self._file.write, stored.place, _bytes(buffer), stored.written, ready)
         self._writes.append((stored.written, buffer))
         self._reap(self.buffer_bytes)
@@ -107,12 +108,12 @@ class FileStore(Store):
         self._pool.give(buffer)
 
     def take(self, nbytes: int) -> torch.Tensor:
-        if self.device.type == "cpu":
-            return self._take(_rounded(nbytes))
-        return torch.empty(_rounded(nbytes), dtype=torch.uint8, device=self.device)
+        if self._staged:
+            return torch.empty(_rounded(nbytes), dtype=torch.uint8, device=self.device)
+        return self._take(_rounded(nbytes))
 
     def give(self, buffer: torch.Tensor) -> None:
-        if self.device.type == "cpu":
+        if not self._staged:
             self._pool.give(buffer)
 
     def counters(self) -> dict[str, float]:
@@ -132,8 +133,9 @@ class FileStore(Store):
         self._pool, self.held_bytes = Pool(self._new_buffer), 0
 
     def _new_buffer(self, nbytes: int) -> torch.Tensor:
-        if self.device.type != "cpu":
-            return _aligned(torch.empty(nbytes + _ALIGN, dtype=torch.uint8, pin_memory=True), nbytes)
+        if self._staged:
+            pinned = torch.empty(nbytes + _ALIGN, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
+            return _aligned(pinned, nbytes)
         return _aligned(registered(self._comm, nbytes + _ALIGN, torch.uint8, self.device), nbytes)
 
     def _take(self, nbytes: int) -> torch.Tensor:
@@ -310,6 +312,11 @@ class _Clock:
 def _close(threads: ThreadPoolExecutor, file: _File) -> None:
     threads.shutdown(wait=True, cancel_futures=True)
     os.close(file.fd)
+
+
+def _event(device: torch.device) -> Any:
+    """Happens once the caller's stream has done what it was given so far."""
+    return torch.cuda.current_stream(device).record_event()
 
 
 def _nothing() -> None:
