@@ -310,6 +310,9 @@ class Backward:
         self.complete()
         known = self._norms.get(order)
         if known is None:
+            stored = [bucket.stored_grad for bucket in self.buckets if bucket.stored_grad is not None]
+            for store in {s.store for s in stored}:
+                store.expect(stored)
             parts = {  # by bucket, because of gradients that are offloaded one bucket is in memory at a time
                 number: bucket.every_part(place)
                 for number, (bucket, place) in self.place.items()

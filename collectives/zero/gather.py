@@ -14,7 +14,7 @@ The order of gathers is noted; from the second time on, what follows is gathered
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -196,9 +196,20 @@ class Gatherer:
         while coming and not coming[0].here and coming[0].nbytes <= room:
             room -= coming[0].nbytes
             coming.popleft().start()
+        self._read_ahead(coming)
+
+    def _read_ahead(self, coming: Iterable[Gathered]) -> None:
+        """Starts to read what is offloaded of the next ones."""
         room = self._read_bytes
-        while coming and room > 0:
-            room -= coming.popleft().start_reading()
+        for g in coming if room else ():
+            room -= g.start_reading()
+            if room <= 0:
+                return
+
+    def updated(self) -> None:
+        """The parameters are other ones: what is gathered of them lets go, and a new order begins."""
+        self.let_go()
+        self._read_ahead(self._order)
 
     def ended(self) -> None:
         """The end of a backward: everything is let go, and the order of gathers becomes what to expect."""

@@ -236,7 +236,7 @@ class ZeroOptimizer(torch.optim.Optimizer):
         for store in stores:
             store.as_expected()
         if self._gatherer is not None:
-            self._gatherer.let_go()  # what was gathered ahead before the step is not what it is now
+            self._gatherer.updated()
         self._scale.update(overflow)
         return loss
 
@@ -348,11 +348,15 @@ class ZeroOptimizer(torch.optim.Optimizer):
         """Reads a checkpoint of any number of ranks and any stage; returns its `extra`. All ranks call it."""
         return checkpoint.load(self, path)
 
-    def close(self) -> None:
-        """Takes the hooks off the model. At stage 3 the parameters become whole first, so all ranks call it."""
+    def close(self, whole: bool = True) -> None:
+        """Takes the hooks off the model, and gives up what is offloaded. All ranks call it.
+
+        The parameters of stage 3 become whole first; `whole=False` leaves them without values, for a model that would
+        not fit into memory.
+        """
         if self._gatherer is not None:
             with torch.no_grad():
-                for gathered in self._gatherer.gathered:
+                for gathered in self._gatherer.gathered if whole else ():
                     gathered.wait()
             self._gatherer.close()
         self._backward.close()
