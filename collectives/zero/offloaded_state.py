@@ -17,12 +17,12 @@ from typing import Any
 
 import torch
 
-from collectives.zero.pieces import WEIGHT, Piece
+from collectives.zero.pieces import PIECE, WEIGHT, Piece
 from collectives.zero.stored import Store, Stored
 
 __all__ = ["OffloadedState", "StoredPiece"]
 
-_RUN = 8  # pieces: 8 MiB of Adam's state in float32
+_RUN = 8 * PIECE  # elements: 8 MiB of Adam's state in float32
 _ALIGN = 64  # bytes
 
 
@@ -62,7 +62,7 @@ class OffloadedState:
         dtype = pieces[0].master.dtype
         keys = {WEIGHT: dtype} if with_weights else {}
         keys |= {key: dtype if kept == torch.float32 else kept for key, kept in keeps.items()}
-        self.runs = [_Run(store, pieces[i : i + _RUN], optimizer, keys) for i in range(0, len(pieces), _RUN)]
+        self.runs = [_Run(store, some, optimizer, keys) for some in _cut(pieces)]
 
     def put_away(self) -> None:
         """Stores the master weights, and what the optimizer has begun with."""
@@ -89,6 +89,16 @@ class OffloadedState:
             run.attach()
             yield from run.pieces
             run.release()
+
+
+def _cut(pieces: Sequence[StoredPiece]) -> Iterator[list[StoredPiece]]:
+    some: list[StoredPiece] = []
+    for piece in pieces:
+        if some and sum(p.numel for p in some) + piece.numel > _RUN:
+            yield some
+            some = []
+        some.append(piece)
+    yield some
 
 
 class _Run:

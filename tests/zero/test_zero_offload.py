@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import resource
@@ -189,6 +190,7 @@ def counted(me: Any, directory: str) -> None:
         opt.zero_grad()
         m(torch.randn(2, 300)).sum().backward()
         opt.step()
+    assert not os.listdir(directory)  # files have no name, so whatever ends this process, nothing is left
     held, moved = opt.memory(), opt.report()["offload"]
     assert held["parameters"] + held["gradients"] == 0
     assert held["optimizer"] < 1000  # each piece's `step`
@@ -207,6 +209,29 @@ def test_memory_and_traffic(ranks: Ranks, tmp_path: Path) -> None:
 
 
 LIMIT = 2_000_000  # bytes: of the largest file; each rank stores 2.7 MB, and shares less at a time
+
+
+def no_direct_io(me: Any, directory: str) -> None:
+    comm, open_file = me.connect(), os.open
+
+    def refusing(path: Any, flags: int, mode: int = 0o777) -> int:  # as some file systems do, once the file is made
+        found = open_file(path, flags, mode)
+        if flags & os.O_DIRECT:
+            os.close(found)
+            raise OSError(errno.EINVAL, "Invalid argument")
+        return found
+
+    expected = train(comm, torch.float32, torch.optim.AdamW, {"lr": 0.01}, stage=3)
+    with mock.patch("collectives.zero.store.os.open", refusing):
+        got = train(comm, torch.float32, torch.optim.AdamW, {"lr": 0.01}, stage=3, offload=directory)
+    assert torch.equal(got, expected)
+    assert not os.listdir(directory)
+
+
+def test_a_file_system_without_direct_io(ranks: Ranks, tmp_path: Path) -> None:
+    (tmp_path / "nvme").mkdir()
+    with ranks(1, no_direct_io, str(tmp_path / "nvme")):
+        pass
 
 
 def faulty(me: Any, kind: str, directory: str) -> None:
