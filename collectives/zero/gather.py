@@ -78,7 +78,8 @@ class Gathered:
     def _settle(self) -> None:
         if self._work is not None:  # gathered ahead, and not needed after all
             work, self._work = self._work, None
-            work.wait()
+            with while_doing("gathering the parameters of", self.layout):
+                work.wait()
 
 
 class Gatherer:

@@ -1,4 +1,4 @@
-"""The `ranks` fixture of tests/processes, forked from a process that has torch loaded, and `threads` of tests/inproc."""
+"""The `ranks` fixture of tests/processes, forked from one that has torch loaded, and `threads` of tests/inproc."""
 
 from __future__ import annotations
 
