@@ -30,7 +30,7 @@ class Zero:
         self.comm.barrier()
 
     def sent_bytes(self) -> float:
-        return float(self.optimizer.report()["sent_bytes"]["payload"])
+        return float(self.optimizer.bytes_sent)
 
     def exposed_s(self, steps: int) -> float:
         begun: float = self.optimizer.report()["waited_s"]

@@ -99,10 +99,5 @@ def _parameter(p: list[Any]) -> str:
 
 
 def _times(count: int) -> str:
-    return (
-        "no backward, or one that ended before its first gradient,"
-        if count == 0
-        else "1 backward"
-        if count == 1
-        else f"{count} backwards"
-    )
+    none = "no backward, or one that ended before its first gradient,"
+    return none if count == 0 else "1 backward" if count == 1 else f"{count} backwards"

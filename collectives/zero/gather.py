@@ -79,7 +79,7 @@ class Gathered:
         if self._work is not None:  # gathered ahead, and not needed after all
             work, self._work = self._work, None
             with while_doing("gathering the parameters of", self.layout):
-                work.wait()
+                self.bucket.settings.traffic.wait(work)
 
 
 class Gatherer:

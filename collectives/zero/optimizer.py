@@ -259,8 +259,9 @@ class ZeroOptimizer(torch.optim.Optimizer):
         """What this rank has sent and waited for since it was made.
 
         sent_bytes   payload: gradients and parameters; headers: what ranks told each other to agree, and norms
-        waited_s     seconds in which this rank stood still for a collective
+        waited_s     seconds in which this rank stood still for a collective: communication that was not hidden
         rounds       reductions of all gradients
+        memory       what `memory` gives
         """
         traffic = self._settings.traffic
         return {
@@ -268,11 +269,23 @@ class ZeroOptimizer(torch.optim.Optimizer):
             "memory": self.memory(),
         }  # fmt: skip
 
+    @property
+    def bytes_sent(self) -> int:
+        """Bytes of gradients and parameters that this rank has sent since the optimizer was made."""
+        return self._settings.traffic.sent_bytes()["payload"]
+
     def measure(self) -> AbstractContextManager[dict[str, float]]:
         """`with opt.measure() as found:` traces the steps in the block, and fills `found` at its end.
 
-        wall_s, and of it communication_s: exposed_s that this rank stood still for, and hidden_s behind computation;
-        sent_bytes, and calls.
+        wall_s            seconds that the block took, and of these
+        communication_s   in which a collective ran on this rank, its waiting for other ranks included. It is the sum
+        exposed_s         of that for which this rank stood still, and
+        hidden_s          of that which ran behind computation
+        sent_bytes        of gradients and parameters, by this rank
+        calls             collectives that ran
+
+        Nothing is communicated for it: each rank measures itself. Raises ValueError where the communicator is being
+        traced already.
         """
         return self._settings.traffic.measure()
 

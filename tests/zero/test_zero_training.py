@@ -183,24 +183,55 @@ def counted(me: Any) -> None:
         numel = sum(p.numel() for p in m.parameters())
         opt = ZeroOptimizer(m, torch.optim.AdamW, comm=comm, stage=stage, persistence_bytes=0, bucket_bytes=20_000)
         for step in range(3):
-            before = opt.report()["sent_bytes"]
+            before, headers = opt.bytes_sent, opt.report()["sent_bytes"]["headers"]
             x, y = batch(step, me.rank)
             mse(m(x), y).backward()
             opt.step()
             opt.zero_grad()
-            sent = {k: v - before[k] for k, v in opt.report()["sent_bytes"].items()}
-            mine = sent["payload"]
+            mine = opt.bytes_sent - before
             total = int(comm.all_reduce(torch.tensor([mine])))
             assert total == times * numel * 4 * (me.size - 1), (stage, total / numel / 4)
             if me.size == 2 and stage < 3:
                 assert mine == times * numel * 2
-            assert sent["headers"] < 100 * me.size
+            assert opt.report()["sent_bytes"]["headers"] - headers < 100 * me.size
         opt.close()
 
 
 @pytest.mark.parametrize("size", [2, 3, 4])
 def test_bytes_on_the_wire(size: int, ranks: Ranks) -> None:
     with ranks(size, counted):
+        pass
+
+
+def measured(me: Any) -> None:
+    comm = me.connect()
+    for stage in (0, 2, 3):
+        for overlap in (True, False):
+            m = model()
+            opt = ZeroOptimizer(
+                m, torch.optim.AdamW, comm=comm, stage=stage, overlap=overlap, persistence_bytes=0, bucket_bytes=1
+            )
+            before, rounds = opt.bytes_sent, opt.report()["rounds"]
+            with opt.measure() as found:
+                assert found == {}
+                for step in range(3):
+                    x, y = batch(step, me.rank)
+                    mse(m(x), y).backward()
+                    opt.step()
+                    opt.zero_grad()
+            assert found["sent_bytes"] == opt.bytes_sent - before > 0
+            assert opt.report()["rounds"] - rounds == 3
+            assert found["calls"] == 3 * ((3 if stage == 3 else 2) * len(list(m.parameters())) + 1)  # 1: agreement
+            assert 0 < found["exposed_s"] <= found["communication_s"] <= found["wall_s"], (stage, overlap, found)
+            assert found["hidden_s"] == found["communication_s"] - found["exposed_s"]
+            if not overlap and stage == 2:  # where every call blocks
+                assert found["hidden_s"] == 0
+            assert found["exposed_s"] <= opt.report()["waited_s"] + 1e-9
+            opt.close()
+
+
+def test_communication_is_measured(ranks: Ranks) -> None:
+    with ranks(2, measured):
         pass
 
 
