@@ -75,7 +75,8 @@ class Engine:
             limit = self.config.clipping or float("inf")
             self._norm = float(self.optimizer.clip_grad_norm_(limit))
             self._applied = self._norm < float("inf") or not self.config.skips_overflow
-        if self._applied or self.config.precision == "float16":  # there the optimizer skips by itself, and rescales
+        scale = self.config.loss_scale
+        if self._applied or (scale is not None and not scale.static):  # there the optimizer skips, and rescales
             self.optimizer.step()
             self._applied = self._applied and self.optimizer.step_was_applied
         if not self._applied:

@@ -55,7 +55,8 @@ class ZeroOptimizer(torch.optim.Optimizer):
     prefetch_bytes      stage 3: how much is gathered ahead
     units               stage 3: modules, or classes of modules, whose parameters are gathered and let go as one
     loss_scale          what `scale(loss)` multiplies by: a number, or "dynamic", which begins with `initial_scale` and
-                        doubles after `growth_interval` good steps. None: 1, or use torch.amp.GradScaler
+                        doubles after `growth_interval` good steps, or a LossScale. None: 1, or use
+                        torch.amp.GradScaler
 
     Every rank constructs it, and calls `step`, at the same time. Raises ValueError or TypeError for arguments that
     make no sense and for an optimizer that does not work element by element, MismatchError when the ranks differ.
@@ -77,7 +78,7 @@ class ZeroOptimizer(torch.optim.Optimizer):
         persistence_bytes: int = 64 << 10,
         prefetch_bytes: int = 32 * _MIB,
         units: Sequence[Any] = (),
-        loss_scale: float | Literal["dynamic"] | None = None,
+        loss_scale: float | Literal["dynamic"] | LossScale | None = None,
         initial_scale: float = 65536.0,
         growth_interval: int = 2000,
         **optimizer_arguments: Any,
@@ -93,7 +94,8 @@ class ZeroOptimizer(torch.optim.Optimizer):
         self._built = False
         super().__init__(prototype.param_groups, prototype.defaults)
         del prototype
-        self._scale = LossScale(loss_scale, initial_scale, growth_interval)
+        own_scale = isinstance(loss_scale, LossScale)
+        self._scale = loss_scale if own_scale else LossScale(loss_scale, initial_scale, growth_interval)
         self.step_was_applied = True
         self._own_comm = comm is None
         self.comm: Any = connect() if comm is None else comm
