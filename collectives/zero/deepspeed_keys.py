@@ -1,8 +1,9 @@
 """Every key of DeepSpeed's JSON, with its default there, and what becomes of it here.
 
 A key is **used**; or **ignored**, because it is about speed or memory, and not about what is computed or stored; or
-**not supported**, and then a value that asks for it is refused. Names and defaults are those of DeepSpeed 0.19 (deepspeed/runtime/config.py,
-runtime/constants.py, runtime/zero/config.py, runtime/precision_config.py), which counts sizes in elements.
+**not supported**, and then a value that asks for it is refused. Names and defaults are those of DeepSpeed 0.19
+(deepspeed/runtime/config.py, runtime/constants.py, runtime/zero/config.py, runtime/precision_config.py), which counts
+sizes in elements.
 """
 
 from __future__ import annotations

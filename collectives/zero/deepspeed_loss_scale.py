@@ -20,7 +20,7 @@ class DeepSpeedLossScale(LossScale):
     def __init__(self, initial: float, window: int, *, hysteresis: int, consecutive: bool, least: float) -> None:
         super().__init__("dynamic", initial, window)
         if hysteresis < 1 or not 0 < least <= initial:
-            raise ValueError(f"hysteresis={hysteresis} must be at least 1, and the scale {initial} at least {least} > 0")
+            raise ValueError(f"hysteresis={hysteresis} must be at least 1, and {initial} not below {least} > 0")
         self._hysteresis, self._patience, self._consecutive, self._least = hysteresis, hysteresis, consecutive, least
 
     def update(self, overflow: bool) -> None:
@@ -30,7 +30,7 @@ class DeepSpeedLossScale(LossScale):
             if self._patience > 1:
                 self._patience -= 1
             elif self.value == self._least:
-                raise FloatingPointError(f"gradients overflow even with a loss scale of {self.value}, the least there is")
+                raise FloatingPointError(f"gradients overflow at the least loss scale, {self.value}")
             else:
                 self.value = max(self.value / 2, self._least)
             return

@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from collectives.connect import connect
-from collectives.zero import checkpoint
+from collectives.zero import checkpoint, whole
 from collectives.zero.agreement import check_alike
 from collectives.zero.backward import Backward
 from collectives.zero.bucket import Bucket, Settings
@@ -144,6 +144,7 @@ class ZeroOptimizer(torch.optim.Optimizer):
                 )  # fmt: skip
         self._settings.traffic.begin()
         self._built = True
+        whole.living.add(self)
 
     # ---------------------------------------------------------------- making
 
@@ -236,6 +237,33 @@ class ZeroOptimizer(torch.optim.Optimizer):
         self._backward.complete()
         return self._backward.clip(max_norm, norm_type, error_if_nonfinite, self._scale.value)
 
+    def full_tensor(self, parameter: torch.nn.Parameter, key: str = "weight") -> torch.Tensor | None:
+        """The whole of what the optimizer holds of a parameter, on every rank, as a copy. All ranks call it.
+
+        `key` is "weight": what is updated, so float32 for a 16-bit parameter with master weights; or a name of the
+        optimizer's state, such as "exp_avg". None where there is no such state, as before the first step.
+        """
+        return whole.read(self, parameter, key)
+
+    def gathered(
+        self, parameters: Iterable[torch.nn.Parameter], modifier_rank: int | None = None
+    ) -> AbstractContextManager[None]:
+        """In a `with` block, these parameters are whole on every rank, also at stage 3. All ranks enter and leave it.
+
+        Changes are lost (stage 3) or this rank's alone, unless `modifier_rank` says whose become everybody's, master
+        weights included. Raises ValueError for a parameter of another model, and for a rank that is none.
+        """
+        return whole.gathered(self, parameters, modifier_rank)
+
+    def held(self, parameters: Iterable[torch.nn.Parameter]) -> AbstractContextManager[None]:
+        """As `gathered`, for reading alone."""
+        return nullcontext() if self._gatherer is None else self._gatherer.held(parameters)
+
+    def attend(self, module: torch.nn.Module, parameter: torch.nn.Parameter) -> None:
+        """Stage 3: gathers `parameter` for `module`, whose forward uses it though it belongs to another module."""
+        if self._gatherer is not None:
+            self._gatherer.attend(module, parameter)
+
     def full_gradient(self, parameter: torch.nn.Parameter) -> torch.Tensor | None:
         """The whole averaged gradient of a parameter, on every rank; None where it has none. All ranks call it."""
         self._backward.complete()
@@ -322,9 +350,13 @@ class ZeroOptimizer(torch.optim.Optimizer):
         """Writes a checkpoint to a folder; `extra` is kept with it, as JSON. All ranks call it; see checkpoint.py."""
         checkpoint.save(self, path, extra)
 
-    def load(self, path: str | Path) -> Any:
-        """Reads a checkpoint of any number of ranks and any stage; returns its `extra`. All ranks call it."""
-        return checkpoint.load(self, path)
+    def load(self, path: str | Path, *, weights_only: bool = False, strict: bool = True) -> Any:
+        """Reads a checkpoint of any number of ranks and any stage; returns its `extra`. All ranks call it.
+
+        `weights_only` leaves the optimizer's state and options as they are. Without `strict`, parameters that only the
+        model or only the checkpoint has are left alone.
+        """
+        return checkpoint.load(self, path, weights_only=weights_only, strict=strict)
 
     def close(self) -> None:
         """Takes the hooks off the model. At stage 3 the parameters become whole first, so all ranks call it."""
@@ -334,6 +366,7 @@ class ZeroOptimizer(torch.optim.Optimizer):
                     gathered.wait()
             self._gatherer.close()
         self._backward.close()
+        whole.living.discard(self)
         for p in self._everything:
             if isinstance(p.grad, ShardedGradient):
                 p.grad = None
