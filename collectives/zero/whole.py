@@ -23,12 +23,12 @@ living: weakref.WeakSet[Any] = weakref.WeakSet()
 """The ZeroOptimizers that have not been closed."""
 
 
-def owner_of(parameter: torch.nn.Parameter) -> Any:
+def owner_of(parameter: Any) -> Any:
     """The ZeroOptimizer of the model that has this parameter; None where there is none."""
     return next((o for o in living if any(p is parameter for p in o.model.parameters())), None)
 
 
-def _name_of(optimizer: Any, parameter: torch.nn.Parameter) -> str:
+def _name_of(optimizer: Any, parameter: Any) -> str:
     """Raises ValueError for a parameter of another model."""
     for name, p in optimizer.model.named_parameters():
         if p is parameter:
@@ -41,7 +41,7 @@ def _pieces(optimizer: Any, name: str) -> list[Piece]:
 
 
 @torch.no_grad()
-def read(optimizer: Any, parameter: torch.nn.Parameter, key: str = WEIGHT) -> torch.Tensor | None:
+def read(optimizer: Any, parameter: Any, key: str = WEIGHT) -> Any:
     """A tensor of the parameter's shape, in the dtype it is held in; None where no rank has one of this name.
 
     `key` is "weight" (what the optimizer updates: float32 masters of 16-bit parameters) or a name of the optimizer's,
@@ -66,7 +66,7 @@ def read(optimizer: Any, parameter: torch.nn.Parameter, key: str = WEIGHT) -> to
 
 
 @torch.no_grad()
-def write(optimizer: Any, values: Iterable[tuple[torch.nn.Parameter, torch.Tensor]], key: str = WEIGHT) -> None:
+def write(optimizer: Any, values: Iterable[tuple[Any, Any]], key: str = WEIGHT) -> None:
     """The opposite of `read`, for several: all ranks call it with the same values, each of its parameter's shape.
 
     Raises ValueError for another shape or a parameter of another model, before anything is written.
@@ -75,11 +75,11 @@ def write(optimizer: Any, values: Iterable[tuple[torch.nn.Parameter, torch.Tenso
     for name, parameter, value in named:
         if value.shape != parameter.shape:
             raise ValueError(f"{name} has shape {tuple(parameter.shape)}, and its value {tuple(value.shape)}")
+    in_no_piece = {p.name for p in optimizer.parameters if not p.trained and optimizer.stage < 3}
     for name, parameter, value in named:
-        flat, pieces = value.reshape(-1), _pieces(optimizer, name)
-        for piece in pieces:
-            piece.write(key, flat[piece.begin : piece.end])
-        if key == WEIGHT and not pieces:  # whole on every rank
+        for piece in _pieces(optimizer, name):
+            piece.write(key, value.reshape(-1)[piece.begin : piece.end])
+        if name in in_no_piece and key == WEIGHT:
             parameter.copy_(value)
     if key == WEIGHT:
         optimizer.refresh()
@@ -87,7 +87,7 @@ def write(optimizer: Any, values: Iterable[tuple[torch.nn.Parameter, torch.Tenso
 
 @contextmanager
 def gathered(
-    optimizer: Any, parameters: Iterable[torch.nn.Parameter], modifier_rank: int | None = None
+    optimizer: Any, parameters: Iterable[Any], modifier_rank: int | None = None
 ) -> Generator[None]:
     """See ZeroOptimizer.gathered."""
     comm, chosen = optimizer.comm, {_name_of(optimizer, p): p for p in parameters}
@@ -96,7 +96,7 @@ def gathered(
     with optimizer.held(chosen.values()), torch.no_grad():
         with torch.enable_grad():
             yield
-        values: list[tuple[torch.nn.Parameter, torch.Tensor]] = []
+        values: list[tuple[Any, Any]] = []
         for name, p in sorted(chosen.items()) if modifier_rank is not None else ():
             value = p.detach().clone()
             if comm.size > 1 and value.numel():
