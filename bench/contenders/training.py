@@ -33,6 +33,7 @@ class Settings(NamedTuple):
     width: int
     hidden: int
     batch: int
+    bucket_bytes: int = 0  # of ours; 0: its default
 
 
 class Trainer(Protocol):

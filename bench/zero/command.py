@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .. import compare, jsonfile
+from .. import compare, jsonfile, sizes
 from ..about import about
 from ..contenders import training, worker
 from ..contenders.training import Settings
@@ -92,6 +92,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
     flag = made.add_argument
     flag("--ranks", type=_positive, default=2, metavar="N", help="ranks of each trainer (2)")
     flag("--stages", default="0,1,2,3", metavar="S[,S]", help="ours (0,1,2,3)")
+    flag("--buckets", default=None, metavar="SIZE[,SIZE]", help="ours, with bucket_bytes of each: 8M,32M (its default)")
     flag("--blocks", type=_positive, default=8, metavar="N", help="of the model (8)")
     flag("--width", type=_positive, default=512, metavar="N", help="of its inputs and outputs (512)")
     flag("--hidden", type=_positive, default=2048, metavar="N", help="inside a block (2048)")
@@ -112,6 +113,10 @@ def main(argv: Sequence[str], prog: str) -> int:
     stages = [int(word) if word in "0123" and len(word) == 1 else -1 for word in given.stages.split(",")]
     if min(stages) < 0:
         made.error(f"--stages {given.stages}: takes some of 0, 1, 2, 3")
+    try:
+        buckets = [sizes.parse_size(word) for word in given.buckets.split(",")] if given.buckets else [0]
+    except ValueError as error:
+        made.error(f"--buckets {error}")
     peers = list(dict.fromkeys(given.compare.split(","))) if given.compare else []
     for name in peers:
         if name not in PEERS:
@@ -120,7 +125,7 @@ def main(argv: Sequence[str], prog: str) -> int:
         made.error(f"-J {given.output_file}: there is no such folder")
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that trainers are ended on the way
     try:
-        trainers = _entrants(given, stages, peers)
+        trainers = _entrants(given, stages, buckets, peers)
         start_time = time.strftime(TIME_FORMAT)
         parameters = given.blocks * (2 * given.width * given.hidden + given.width + given.hidden)
         print(
@@ -146,11 +151,22 @@ def main(argv: Sequence[str], prog: str) -> int:
     return 0
 
 
-def _entrants(given: Any, stages: Sequence[int], peers: Sequence[str]) -> list[tuple[str, Path, Settings]]:
-    def settings(kind: str, stage: int) -> Settings:
-        return Settings(kind, stage, -1, given.ranks, "", given.blocks, given.width, given.hidden, given.batch)
+def _entrants(
+    given: Any, stages: Sequence[int], buckets: Sequence[int], peers: Sequence[str]
+) -> list[tuple[str, Path, Settings]]:
+    def settings(kind: str, stage: int, bucket_bytes: int = 0) -> Settings:
+        model = given.blocks, given.width, given.hidden, given.batch
+        return Settings(kind, stage, -1, given.ranks, "", *model, bucket_bytes)
 
-    found = [(f"stage {stage}", Path(sys.executable), settings("zero", stage)) for stage in stages]
+    found = [
+        (
+            f"stage {stage}" + (f", {sizes.spell(size)}" if size else ""),
+            Path(sys.executable),
+            settings("zero", stage, size),
+        )
+        for stage in stages
+        for size in buckets
+    ]
     for name in peers:
         if name == "deepspeed":
             python = _deepspeed_python(given.deepspeed_python)

@@ -19,7 +19,10 @@ class Zero:
         self.comm = cc.connect(store=settings.store, rank=settings.rank, size=settings.size)
         self.module, self.inputs, self.targets = model_and_batch(settings)
         self.loss = torch.nn.functional.mse_loss
-        self.optimizer: Any = ZeroOptimizer(self.module, torch.optim.AdamW, stage=settings.stage, comm=self.comm)
+        sizes = {"bucket_bytes": settings.bucket_bytes} if settings.bucket_bytes else {}
+        self.optimizer: Any = ZeroOptimizer(
+            self.module, torch.optim.AdamW, stage=settings.stage, comm=self.comm, **sizes
+        )
 
     def step(self) -> None:
         self.loss(self.module(self.inputs), self.targets).backward()
@@ -30,7 +33,7 @@ class Zero:
         self.comm.barrier()
 
     def sent_bytes(self) -> float:
-        return float(self.optimizer.report()["sent_bytes"]["payload"])
+        return float(self.optimizer.bytes_sent)
 
     def exposed_s(self, steps: int) -> float:
         begun: float = self.optimizer.report()["waited_s"]

@@ -17,7 +17,6 @@ class Traffic:
     def __init__(self, comm: Any) -> None:
         self._comm, self._headers, self._start = comm, 0, 0
         self.waited_s = 0.0
-        self.calls = 0
 
     def begin(self) -> None:
         """Counts from here on."""
@@ -27,15 +26,21 @@ class Traffic:
     def header(self) -> Generator[None]:
         """What is sent within, by blocking calls while none runs in the background, is no gradient or parameter."""
         before = self._sent()
-        yield
+        with self.exposed():
+            yield
         self._headers += self._sent() - before
 
     def wait(self, work: Any) -> None:
-        """Waits for a call in the background; the time counts as exposed."""
+        """Waits for a call in the background."""
+        with self.exposed():
+            work.wait()
+
+    @contextmanager
+    def exposed(self) -> Generator[None]:
+        """The time within is time in which this rank stands still for others."""
         began = time.perf_counter()
-        work.wait()
+        yield
         self.waited_s += time.perf_counter() - began
-        self.calls += 1
 
     def sent_bytes(self) -> dict[str, int]:
         """By this rank: payload (gradients and parameters) and headers (agreement and norms)."""
@@ -48,7 +53,7 @@ class Traffic:
         sent, waited, began = self.sent_bytes(), self.waited_s, time.perf_counter()
         with self._comm.trace() as calls:
             yield found
-        busy = sum(call.ended_s - call.called_s for call in calls)
+        busy = sum(call.ended_s - call.began_s for call in calls)
         exposed = min(self.waited_s - waited, busy)
         found.update(
             wall_s=time.perf_counter() - began, communication_s=busy, exposed_s=exposed, hidden_s=busy - exposed,
