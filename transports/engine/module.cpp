@@ -311,7 +311,7 @@ NB_MODULE(_engine, m) {
         for (nb::handle array : arrays) buffers.push_back(address(array));
         return PreparedCall{std::move(e), std::move(program), std::move(buffers), timeout_s,
                             std::move(result), std::move(keep), std::move(on_failure)};
-      }, "program"_a, "timeout_s"_a, "result"_a.none(), "keep"_a, "on_failure"_a, "buffers"_a)
+      }, "program"_a, "timeout_s"_a, "result"_a.none(), "keep"_a.none(), "on_failure"_a, "buffers"_a)
       .def("start_trace", &Engine::start_trace, nb::call_guard<nb::gil_scoped_release>())
       .def("stop_trace", &stop_trace)
       .def("failure", &describe)
