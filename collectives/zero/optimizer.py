@@ -18,6 +18,7 @@ from collectives.zero.bucket import Bucket, Settings
 from collectives.zero.elementwise import check_elementwise
 from collectives.zero.gather import Gatherer
 from collectives.zero.gradient import ShardedGradient
+from collectives.zero.groups import Hierarchy, groups_of
 from collectives.zero.layout import Parameter, buckets
 from collectives.zero.pieces import Piece
 from collectives.zero.precision import LossScale
@@ -46,6 +47,9 @@ class ZeroOptimizer(torch.optim.Optimizer):
     comm                a Communicator; None: `collectives.connect()`
     params              what to train, as for torch's optimizers: parameters, or dicts with options of their own.
                         None: all that require gradients
+    partition           within which ranks it is partitioned; beyond them it is replicated (MiCS, HSDP; reduction.py):
+                        "host", a number of ranks (of consecutive groups), or a Communicator of this rank's group.
+                        None: all
     bucket_bytes        at most so many bytes are moved at a time, but at least one parameter
     overlap             whether gradients move while backward runs
     reproducible        whether ranks are combined in the canonical order (collectives/calls.py)
@@ -69,6 +73,7 @@ class ZeroOptimizer(torch.optim.Optimizer):
         stage: int = 1,
         comm: Any = None,
         params: Iterable[Any] | None = None,
+        partition: Any = None,
         bucket_bytes: int = 8 * _MIB,
         overlap: bool = True,
         reproducible: bool = True,
@@ -103,12 +108,19 @@ class ZeroOptimizer(torch.optim.Optimizer):
             "stage": stage, "bucket_bytes": bucket_bytes, "reproducible": reproducible, "reduce_dtype": reduce_dtype,
             "master_weights": master_weights, "persistence_bytes": persistence_bytes,
             "prefetch_bytes": prefetch_bytes, "overlap": overlap, "optimizer": optimizer.__name__,
+            "partition": partition if isinstance(partition, (str, int)) else type(partition).__name__,
         }  # fmt: skip
         check_alike(self.comm, self.parameters, settings)
         device = self._everything[0].device
+        groups = self.comm.hosts if partition is None else groups_of(self.comm, partition, "partition")
+        traffic = Traffic(self.comm, next(group for group in groups if self.comm.rank in group))
+        self._hierarchy = None
+        if partition is not None and len(groups) > 1:
+            self._hierarchy = Hierarchy(self.comm, groups)
+            traffic.count(self._hierarchy)
         self._settings = Settings(
-            self.comm, stage=stage, reduce_dtype=reduce_dtype, master_weights=master_weights, overlap=overlap,
-            reproducible=reproducible, device=device, traffic=Traffic(self.comm),
+            self.comm, self._hierarchy, stage=stage, reduce_dtype=reduce_dtype, master_weights=master_weights,
+            overlap=overlap, reproducible=reproducible, device=device, traffic=traffic,
         )  # fmt: skip
         whole_units = _modules(model, units)
         owner = _owners(model, whole_units)
@@ -121,7 +133,7 @@ class ZeroOptimizer(torch.optim.Optimizer):
         def partitioned(p: Parameter) -> bool:
             return stage == 3 and p.numel * p.dtype.itemsize >= max(persistence_bytes, 1)
 
-        layouts = buckets(packed, self.comm.size, bucket_bytes, lambda dtype: dtype.itemsize, partitioned)
+        layouts = buckets(packed, self._settings.comm.size, bucket_bytes, lambda dtype: dtype.itemsize, partitioned)
         self._buckets: list[Bucket] = []
         with torch.no_grad():
             for layout in layouts:
@@ -258,7 +270,8 @@ class ZeroOptimizer(torch.optim.Optimizer):
     def report(self) -> dict[str, Any]:
         """What this rank has sent and waited for since it was made.
 
-        sent_bytes   payload: gradients and parameters; headers: what ranks told each other to agree, and norms
+        sent_bytes   payload: gradients and parameters, and of it what went within the group (of `partition`, or the
+                     host) and beyond; headers: what ranks told each other to agree, and norms
         waited_s     seconds in which this rank stood still for a collective
         rounds       reductions of all gradients
         """
@@ -322,6 +335,8 @@ class ZeroOptimizer(torch.optim.Optimizer):
         for p in self._everything:
             if isinstance(p.grad, ShardedGradient):
                 p.grad = None
+        if self._hierarchy is not None:
+            self._hierarchy.close()
         if self._own_comm:
             self.comm.close()
 

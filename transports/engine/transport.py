@@ -258,6 +258,11 @@ class EngineTransport:
         """See `bytes_sent`."""
         return self._engine.bytes_direct
 
+    @property
+    def bytes_to(self) -> list[int]:
+        """`bytes_sent`, by the rank they went to."""
+        return self._engine.bytes_to
+
     def split(self, name: str, members: Sequence[int], rank: int) -> EngineTransport:
         world = [self._members[member] for member in members]
         return EngineTransport(self._endpoint, world, rank, self._names, name=f"{self._name}/{name}", **self._options)
