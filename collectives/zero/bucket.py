@@ -17,11 +17,10 @@ from typing import Any
 import torch
 
 from collectives.zero.faults import while_doing
-from collectives.zero.groups import Hierarchy
 from collectives.zero.layout import BucketLayout, Slot
 from collectives.zero.memory import Pool, registered
+from collectives.zero.movement import Movement
 from collectives.zero.pieces import cut
-from collectives.zero.reduction import Flat, Reduction, TwoLevel
 
 __all__ = ["Bucket", "Settings"]
 
@@ -29,28 +28,20 @@ __all__ = ["Bucket", "Settings"]
 class Settings:
     """What all buckets have in common.
 
-    comm             the ranks that share the parts: all, or a group beyond which they are replicated
-    everybody        all ranks
-    primary          whether this rank's parts are the ones to save, and not a replica of them
+    movement         how gradients and parameters move; comm: the ranks that share the parts
     stage            0 to 3
     reduce_dtype     of gradients on the way; None: the parameters' own
     master_weights   whether 16-bit parameters are updated in float32
     overlap          whether collectives run in the background
-    reduction        how gradients are reduced
     """
 
     def __init__(
-        self, everybody: Any, hierarchy: Hierarchy | None, *, stage: int, reduce_dtype: torch.dtype | None,
-        master_weights: bool, overlap: bool, reproducible: bool, device: torch.device, traffic: Any,
+        self, movement: Movement, *, stage: int, reduce_dtype: torch.dtype | None, master_weights: bool, overlap: bool,
+        device: torch.device,
     ) -> None:  # fmt: skip
+        self.movement, self.comm, self.traffic = movement, movement.comm, movement.traffic
         self.stage, self.reduce_dtype, self.overlap = stage, reduce_dtype, overlap
-        self.master_weights, self.device = master_weights, device
-        self.everybody, self.comm, self.primary = everybody, everybody, True
-        self.reduction: Reduction = Flat(everybody, reproducible=reproducible, background=overlap)
-        if hierarchy is not None:
-            self.comm, self.primary = hierarchy.within, hierarchy.number == 0
-            self.reduction = TwoLevel(hierarchy, reproducible=reproducible)
-        self.pool, self.traffic = Pool(self.comm, device), traffic
+        self.master_weights, self.device, self.pool = master_weights, device, Pool(movement.comm, device)
 
 
 class Bucket:
@@ -74,6 +65,7 @@ class Bucket:
         self.local, self.reduced, self.kept = [False] * count, [False] * count, [False] * count
         self.arrived, self.missing = [False] * count, count  # gradients of the backward that runs
         self.sent = False  # in this round
+        self.version = 0  # of the parameters: how often they were published
         self._launched = self._earlier = False
         self._work: Any = None
         self._into: torch.Tensor | None = None
@@ -89,8 +81,8 @@ class Bucket:
         whole = registered(s.comm, layout.numel, layout.dtype, s.device)
         for slot, p in zip(layout.slots, self.parameters, strict=True):
             whole[slot.begin : slot.end].copy_(p.detach().reshape(-1))
-        if s.everybody.size > 1 and layout.numel:
-            s.everybody.broadcast(whole, root=0, out=whole)
+        if s.movement.everybody.size > 1 and layout.numel:
+            s.movement.everybody.broadcast(whole, root=0, out=whole)
         if partitioned:
             self.shard = registered(s.comm, self.end - self.begin, layout.dtype, s.device)
             self.shard.copy_(whole[self.begin : self.end])
@@ -111,7 +103,7 @@ class Bucket:
         apart = self.trained and s.master_weights and layout.dtype in (torch.float16, torch.bfloat16)
         self.master = working.float() if apart else working
         self.separate_master = apart
-        mine = range(self.begin, self.end if s.primary else self.begin)
+        mine = range(self.begin, self.end if s.movement.primary else self.begin)
         self.pieces = cut(layout.stretches(self.first, last), self.master, self.first, mine)
         self.optimizer: torch.optim.Optimizer | None = None
 
@@ -127,7 +119,7 @@ class Bucket:
 
     def add(self, number: int, gradient: torch.Tensor, onto: bool) -> None:
         """Takes this rank's gradient of a slot, onto what there is of it since the last reduction, if `onto`."""
-        self.settings.reduction.advance()
+        self.settings.movement.reduction.advance()
         buffer = self._buffer()
         slot = self.layout.slots[number]
         place = buffer[slot.begin : slot.end].view(slot.parameter.shape)
@@ -170,9 +162,9 @@ class Bucket:
         if not self.keeps_buffer:
             into = torch.empty_like(own) if earlier or self.grad is None else self.grad
         self._earlier, self._into, self._launched, self.sent = earlier, into, True, True
-        if s.everybody.size > 1 and layout.numel:
+        if s.movement.everybody.size > 1 and layout.numel:
             with while_doing("reducing the gradients of", layout):
-                self._work = s.reduction.start(layout, buffer, into)
+                self._work = s.movement.reduction.start(layout, buffer, into)
             if not s.overlap:
                 self._wait("reducing the gradients of")
         elif into is not own:
@@ -271,6 +263,7 @@ class Bucket:
     def publish(self) -> None:
         """Working parameters from the master weights of their owners; `published` waits for it."""
         s, layout = self.settings, self.layout
+        self.version += 1
         if self.separate_master:
             working = self.full if self.everything else self.shard
             assert working is not None

@@ -37,6 +37,7 @@ class Gathered:
         self.views = [self.whole[s.begin : s.end].view(s.parameter.shape) for s in self.layout.slots]
         nothing = torch.full((), float("nan"), dtype=dtype, device=device)
         self.absent = [nothing.expand(s.parameter.shape) for s in self.layout.slots]
+        self._gathering = bucket.settings.movement.gathering(self.layout)
         self.here = True
         self.users = 0
         self._work: Any = None
@@ -54,7 +55,7 @@ class Gathered:
                 self.whole.copy_(bucket.shard)
             return
         with while_doing("gathering the parameters of", self.layout):
-            self._work = comm.all_gather_async(bucket.shard, sizes=self.layout.sizes, out=self.whole)
+            self._work = self._gathering.start(bucket.shard, self.whole, bucket.version)
 
     def wait(self) -> None:
         """Returns when the parameters are whole."""
@@ -65,6 +66,11 @@ class Gathered:
                 self.bucket.settings.traffic.wait(work)
         for p, view in zip(self.bucket.parameters, self.views, strict=True):
             p.data = view
+
+    @property
+    def secondary_bytes(self) -> int:
+        """Of a second copy, which is kept from one gather to the next."""
+        return self._gathering.held_bytes
 
     def let_go(self) -> None:
         """Gives the memory back."""

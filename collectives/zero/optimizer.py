@@ -18,12 +18,11 @@ from collectives.zero.bucket import Bucket, Settings
 from collectives.zero.elementwise import check_elementwise
 from collectives.zero.gather import Gatherer
 from collectives.zero.gradient import ShardedGradient
-from collectives.zero.groups import Hierarchy, groups_of
 from collectives.zero.layout import Parameter, buckets
+from collectives.zero.movement import Movement, check_movement
 from collectives.zero.pieces import Piece
 from collectives.zero.precision import LossScale
 from collectives.zero.report import memory
-from collectives.zero.traffic import Traffic
 
 __all__ = ["ZeroOptimizer"]
 
@@ -50,6 +49,13 @@ class ZeroOptimizer(torch.optim.Optimizer):
     partition           within which ranks it is partitioned; beyond them it is replicated (MiCS, HSDP; reduction.py):
                         "host", a number of ranks (of consecutive groups), or a Communicator of this rank's group.
                         None: all
+    secondary           stage 3: within which ranks, named likewise, a second copy of the parameters is partitioned, from
+                        which they are gathered until the next update (hpZ; gathering.py). None: no such copy
+    quantized_weights   stage 3: parameters are gathered as integers of 8 bits (qwZ). None: as they are
+    quantized_gradients gradients are reduced as integers of 8 or 4 bits (qgZ; quantized_reduction.py), in two hops where
+                        there are several hosts, or groups of `secondary`. None: as they are
+    quantization_block  how many quantised numbers share a scale
+    error_feedback      whether what quantising takes off a gradient is added to the next
     bucket_bytes        at most so many bytes are moved at a time, but at least one parameter
     overlap             whether gradients move while backward runs
     reproducible        whether ranks are combined in the canonical order (collectives/calls.py)
@@ -74,6 +80,11 @@ class ZeroOptimizer(torch.optim.Optimizer):
         comm: Any = None,
         params: Iterable[Any] | None = None,
         partition: Any = None,
+        secondary: Any = None,
+        quantized_weights: Literal[8] | None = None,
+        quantized_gradients: Literal[8, 4] | None = None,
+        quantization_block: int = 256,
+        error_feedback: bool = True,
         bucket_bytes: int = 8 * _MIB,
         overlap: bool = True,
         reproducible: bool = True,
@@ -91,6 +102,12 @@ class ZeroOptimizer(torch.optim.Optimizer):
             raise ValueError(f"stage={stage} must be 0, 1, 2 or 3")
         if bucket_bytes < 1:
             raise ValueError(f"bucket_bytes={bucket_bytes} must be at least 1")
+        movement: dict[str, Any] = {
+            "partition": partition, "secondary": secondary, "quantized_weights": quantized_weights,
+            "quantized_gradients": quantized_gradients, "quantization_block": quantization_block,
+            "error_feedback": error_feedback,
+        }  # fmt: skip
+        check_movement(stage, **movement)
         check_elementwise(optimizer, optimizer_arguments)
         if params is None:
             params = [p for p in model.parameters() if p.requires_grad]
@@ -108,19 +125,14 @@ class ZeroOptimizer(torch.optim.Optimizer):
             "stage": stage, "bucket_bytes": bucket_bytes, "reproducible": reproducible, "reduce_dtype": reduce_dtype,
             "master_weights": master_weights, "persistence_bytes": persistence_bytes,
             "prefetch_bytes": prefetch_bytes, "overlap": overlap, "optimizer": optimizer.__name__,
-            "partition": partition if isinstance(partition, (str, int)) else type(partition).__name__,
         }  # fmt: skip
-        check_alike(self.comm, self.parameters, settings)
+        alike = {k: v if isinstance(v, (str, int)) else type(v).__name__ for k, v in movement.items()}
+        check_alike(self.comm, self.parameters, {**settings, **alike})
         device = self._everything[0].device
-        groups = self.comm.hosts if partition is None else groups_of(self.comm, partition, "partition")
-        traffic = Traffic(self.comm, next(group for group in groups if self.comm.rank in group))
-        self._hierarchy = None
-        if partition is not None and len(groups) > 1:
-            self._hierarchy = Hierarchy(self.comm, groups)
-            traffic.count(self._hierarchy)
+        self._movement = Movement(self.comm, device, reproducible=reproducible, overlap=overlap, **movement)
         self._settings = Settings(
-            self.comm, self._hierarchy, stage=stage, reduce_dtype=reduce_dtype, master_weights=master_weights,
-            overlap=overlap, reproducible=reproducible, device=device, traffic=traffic,
+            self._movement, stage=stage, reduce_dtype=reduce_dtype, master_weights=master_weights, overlap=overlap,
+            device=device,
         )  # fmt: skip
         whole_units = _modules(model, units)
         owner = _owners(model, whole_units)
@@ -260,8 +272,8 @@ class ZeroOptimizer(torch.optim.Optimizer):
     def memory(self) -> dict[str, int]:
         """Bytes of model state that this rank holds now.
 
-        parameters (with those that are not trained), gradients, optimizer (master weights and state); besides, what
-        comes and goes: in_transit (buffers of gradients on their way) and gathered (whole parameters of stage 3).
+        parameters (with those that are not trained), gradients, optimizer (master weights and state), secondary (the
+        second copy), error_feedback (what quantising took off gradients); besides, what comes and goes: in_transit (buffers of gradients on their way) and gathered (whole parameters of stage 3).
         """
         bucketed = {id(p) for b in self._buckets for p in b.parameters}
         rest = [p for p in self._everything if id(p) not in bucketed]
@@ -270,8 +282,8 @@ class ZeroOptimizer(torch.optim.Optimizer):
     def report(self) -> dict[str, Any]:
         """What this rank has sent and waited for since it was made.
 
-        sent_bytes   payload: gradients and parameters, and of it what went within the group (of `partition`, or the
-                     host) and beyond; headers: what ranks told each other to agree, and norms
+        sent_bytes   payload: gradients and parameters, and of it what went within the group (of `partition`
+                     or `secondary`, or the host) and beyond; headers: what ranks told each other to agree, and norms
         waited_s     seconds in which this rank stood still for a collective
         rounds       reductions of all gradients
         """
@@ -309,6 +321,7 @@ class ZeroOptimizer(torch.optim.Optimizer):
     @torch.no_grad()
     def refresh(self) -> None:
         """Working parameters from what was written to pieces. All ranks call it, once all is written."""
+        self._movement.reduction.reset()
         for bucket in self._buckets:
             bucket.publish()
         for bucket in self._buckets:
@@ -335,8 +348,7 @@ class ZeroOptimizer(torch.optim.Optimizer):
         for p in self._everything:
             if isinstance(p.grad, ShardedGradient):
                 p.grad = None
-        if self._hierarchy is not None:
-            self._hierarchy.close()
+        self._movement.close()
         if self._own_comm:
             self.comm.close()
 

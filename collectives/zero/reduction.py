@@ -32,6 +32,15 @@ class Reduction(Protocol):
         """Goes on with what can go on, without waiting."""
         ...
 
+    def reset(self) -> None:
+        """Forgets what it has kept of earlier gradients."""
+        ...
+
+    @property
+    def held_bytes(self) -> int:
+        """Of what it keeps of earlier gradients."""
+        ...
+
 
 def scattering(size: int, reproducible: bool) -> dict[str, Any]:
     """Arguments of a reduce-scatter over so many ranks that sends (size - 1) / size of the array from each."""
@@ -40,7 +49,17 @@ def scattering(size: int, reproducible: bool) -> dict[str, Any]:
     return {"algorithm": name, "reproducible": reproducible}
 
 
-class Flat:
+class _KeepsNothing:
+    held_bytes = 0
+
+    def advance(self) -> None:
+        pass
+
+    def reset(self) -> None:
+        pass
+
+
+class Flat(_KeepsNothing):
     """See the module. `background`: whether calls run in the background."""
 
     def __init__(self, comm: Any, *, reproducible: bool, background: bool) -> None:
@@ -52,11 +71,8 @@ class Flat:
         work = self._call(buffer, out=into, sizes=layout.sizes, **self._options)
         return work if self._background else None
 
-    def advance(self) -> None:
-        pass
 
-
-class TwoLevel:
+class TwoLevel(_KeepsNothing):
     """See the module.
 
     From every rank go (g - 1) / g of the bucket to its group of g ranks, and 2 (m - 1) / m of its piece, a g-th of the
