@@ -49,11 +49,11 @@ class ZeroOptimizer(torch.optim.Optimizer):
     partition           within which ranks it is partitioned; beyond them it is replicated (MiCS, HSDP; reduction.py):
                         "host", a number of ranks (of consecutive groups), or a Communicator of this rank's group.
                         None: all
-    secondary           stage 3: within which ranks, named likewise, a second copy of the parameters is partitioned, from
-                        which they are gathered until the next update (hpZ; gathering.py). None: no such copy
+    secondary           stage 3: within which ranks, named likewise, a second copy of the parameters is partitioned,
+                        from which they are gathered until the next update (hpZ; gathering.py). None: there is none
     quantized_weights   stage 3: parameters are gathered as integers of 8 bits (qwZ). None: as they are
-    quantized_gradients gradients are reduced as integers of 8 or 4 bits (qgZ; quantized_reduction.py), in two hops where
-                        there are several hosts, or groups of `secondary`. None: as they are
+    quantized_gradients gradients are reduced as integers of 8 or 4 bits (qgZ; quantized_reduction.py), in two hops
+                        where there are several hosts, or groups of `secondary`. None: as they are
     quantization_block  how many quantised numbers share a scale
     error_feedback      whether what quantising takes off a gradient is added to the next
     bucket_bytes        at most so many bytes are moved at a time, but at least one parameter
@@ -273,7 +273,8 @@ class ZeroOptimizer(torch.optim.Optimizer):
         """Bytes of model state that this rank holds now.
 
         parameters (with those that are not trained), gradients, optimizer (master weights and state), secondary (the
-        second copy), error_feedback (what quantising took off gradients); besides, what comes and goes: in_transit (buffers of gradients on their way) and gathered (whole parameters of stage 3).
+        second copy), error_feedback (what quantising took off gradients); besides, what comes and goes: in_transit
+        (buffers of gradients on their way) and gathered (whole parameters of stage 3).
         """
         bucketed = {id(p) for b in self._buckets for p in b.parameters}
         rest = [p for p in self._everything if id(p) not in bucketed]

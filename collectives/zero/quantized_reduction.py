@@ -9,11 +9,11 @@ In two hops a rank sends (m - 1) / m of a g-th of the bucket beyond its group, w
 of (N - g) / N of it all. Quantising twice costs accuracy twice. (Wang et al., "ZeRO++", 2023, section 4.3.)
 
 [Note: error feedback]  What quantising takes off a gradient is kept, and added to the next one before that is
-quantised: so it is late, but not lost. (Seide et al., "1-Bit Stochastic Gradient Descent", Interspeech 2014; Karimireddy
-et al., "Error Feedback Fixes SignSGD", ICML 2019.) The rest is held in the dtype of the gradients, one for each element
-of the bucket, and in two hops another for each of a g-th of it. It begins at zero again with a checkpoint that is
-loaded. Blocks with infinities or NaN leave no rest. Under loss scaling it is in the units of the scale it was made
-under, so after a change of the scale one step is corrected by half or twice the rest.
+quantised: so it is late, but not lost. (Seide et al., "1-Bit Stochastic Gradient Descent", Interspeech 2014;
+Karimireddy et al., "Error Feedback Fixes SignSGD", ICML 2019.) The rest is held in the dtype of the gradients, one for
+each element of the bucket, and in two hops another for each of a g-th of it. It begins at zero again with a checkpoint
+that is loaded. Blocks with infinities or NaN leave no rest. Under loss scaling it is in the units of the scale it was
+made under, so after a change of the scale one step is corrected by half or twice the rest.
 """
 
 from __future__ import annotations

@@ -64,6 +64,49 @@ def test_groups_of_a_power_of_two_have_the_bits_of_all_ranks(size: int, ranks: R
         pass
 
 
+def secondary(me: Any) -> None:
+    """Gathered from the second copy: the bits are the same, and after the first gather nothing leaves the group."""
+    comm = me.connect()
+    for dtype in (torch.float32, torch.bfloat16):
+        expected = train(me, comm, dtype=dtype, stage=3)
+        for width in (1, 2, me.size):
+            assert torch.equal(train(me, comm, dtype=dtype, stage=3, secondary=width), expected), (dtype, width)
+    m = model()
+    numel = sum(p.numel() for p in m.parameters())
+    options: Any = {"stage": 3, "persistence_bytes": 0, "bucket_bytes": 20_000, "secondary": 2}
+    opt = ZeroOptimizer(m, torch.optim.AdamW, comm=comm, **options)
+    width, ranks = 2, me.size
+    for step, micros in enumerate((1, 1, 3)):
+        before = opt.report()["sent_bytes"]
+        for micro in range(micros):
+            with opt.no_sync() if micro < micros - 1 else contextlib.nullcontext():
+                mse(m(torch.ones(8, 37)), torch.ones(8, 5)).backward()
+        opt.step()
+        opt.zero_grad()
+        sent = [n - before[k] for k, n in opt.report()["sent_bytes"].items() if k in ("within", "beyond")]
+        within, beyond = comm.all_reduce(torch.tensor(sent)).tolist()
+        # on all ranks together: one gather and one reduce-scatter over all of them, the other gathers within groups
+        assert beyond == 2 * (ranks - width) * 4 * numel, step
+        assert within == (2 * (width - 1) + (2 * micros - 1) * (width - 1) * ranks // width) * 4 * numel, step
+    assert abs(opt.memory()["secondary"] - 4 * numel // width) < 4 * 64 * 8
+    before = opt.report()["sent_bytes"]["beyond"]
+    with torch.no_grad():
+        first = m(torch.ones(8, 37))  # parameters have been updated
+        assert opt.report()["sent_bytes"]["beyond"] > before
+        again = opt.report()["sent_bytes"]["beyond"]
+        assert torch.equal(m(torch.ones(8, 37)), first)
+        assert opt.report()["sent_bytes"]["beyond"] == again
+        opt.refresh()  # and may have been written
+        assert torch.equal(m(torch.ones(8, 37)), first)
+        assert opt.report()["sent_bytes"]["beyond"] > again
+    opt.close()
+
+
+def test_a_second_copy_within_the_group(ranks: Ranks) -> None:
+    with ranks(4, secondary):
+        pass
+
+
 def odd_groups(me: Any) -> None:
     """Sums of other groups have an order of their own: exact where sums are exact, near elsewhere, equal every time."""
     comm = me.connect()
