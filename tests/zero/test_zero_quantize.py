@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import tests.torch_ready  # noqa: F401 - ranks are forked from a process that has imported this
-from collectives.zero import ZeroOptimizer
+from collectives.zero import ZeroOptimizer, initialize
 from collectives.zero.quantize import Quantizer
 
 mse = torch.nn.functional.mse_loss
@@ -250,6 +250,38 @@ def test_training_fares_as_well(ranks: Ranks) -> None:
         assert job.hear("losses", 1)["values"] == [exact, quantised]
     assert exact < 3.6  # it began near 4.8
     assert abs(quantised - exact) < 0.02 * exact
+
+
+def by_config(me: Any) -> None:
+    """DeepSpeed's keys ask for the same."""
+    comm = me.connect()
+    config = {
+        "train_micro_batch_size_per_gpu": 8,
+        "optimizer": {"type": "AdamW", "params": {"lr": 1e-2}},
+    }
+    for keys, options in (
+        (
+            {"zero_hpz_partition_size": 2, "zero_quantized_weights": True, "zero_quantized_gradients": True,
+             "zeropp_loco_param": {"reset_T": 1024}},
+            {"secondary": 2, "quantized_weights": 8, "quantized_gradients": 4},
+        ),
+        ({"mics_shard_size": 2}, {"partition": 2}),
+    ):  # fmt: skip
+        zero = {"stage": 3, "stage3_param_persistence_threshold": 0, **keys}
+        engine, opt, *_ = initialize(model=model(), config={**config, "zero_optimization": zero}, comm=comm)
+        for step in range(2):
+            generator = torch.Generator().manual_seed(1000 * step + me.rank)
+            x, y = torch.randn(8, 37, generator=generator), torch.randn(8, 5, generator=generator)
+            engine.backward(mse(engine(x), y))
+            engine.step()
+        opt.close()
+        got = torch.cat([p.detach().reshape(-1) for p in engine.parameters()])
+        assert torch.equal(got, train(me, comm, 2, stage=3, **options)), keys
+
+
+def test_the_keys_of_deepspeed(ranks: Ranks) -> None:
+    with ranks(4, by_config):
+        pass
 
 
 def test_what_makes_no_sense() -> None:
