@@ -24,6 +24,7 @@ from ..about import about
 from ..contenders import training, worker
 from ..contenders.training import Settings
 from ..control import Conductor, ContenderError
+from .forms import FORMS
 
 PEERS = ("ddp", "zero_redundancy", "fsdp2", "deepspeed")
 TIME_FORMAT = "%Y-%m-%d %H:%M:%S"
@@ -36,6 +37,7 @@ class Row(NamedTuple):
     stage: int  # -1 for a peer without stages
     step_ms: float
     sent_bytes: float
+    beyond_bytes: float  # of these, beyond the group; NaN without --group, and for peers
     exposed_ms: float  # NaN where nobody can tell
     peak_bytes: float
 
@@ -98,6 +100,8 @@ def parser(prog: str) -> argparse.ArgumentParser:
     flag("--batch", type=_positive, default=8, metavar="N", help="samples a rank and step (8)")
     flag("-n", "--iters", type=_positive, default=5, metavar="N", help="steps in a timed loop (5)")
     flag("--rounds", type=_positive, default=5, metavar="N", help="loops of each, in turn (5)")
+    flag("--group", type=_positive, default=0, metavar="N", help="count N ranks as a host, and what leaves it")
+    flag("--forms", default="", metavar="NAME[,NAME]", help=f"with --group, stage 3 also as {', '.join(FORMS)}")
     flag("--compare", default="", metavar="NAME[,NAME]", help=f"measure beside {', '.join(PEERS)}")
     flag("--deepspeed-python", default=None, metavar="PYTHON", help="the Python that has it (.venv-deepspeed)")
     flag("-J", "--output_file", "--output-file", default=None, metavar="FILE", help="write the figures as JSON")
@@ -112,6 +116,14 @@ def main(argv: Sequence[str], prog: str) -> int:
     stages = [int(word) if word in "0123" and len(word) == 1 else -1 for word in given.stages.split(",")]
     if min(stages) < 0:
         made.error(f"--stages {given.stages}: takes some of 0, 1, 2, 3")
+    forms = list(dict.fromkeys(given.forms.split(","))) if given.forms else []
+    for name in forms:
+        if name not in FORMS:
+            made.error(f"--forms {name!r} is not known; there are {', '.join(FORMS)}")
+    if forms and not given.group:
+        made.error("--forms needs --group")
+    if given.group and given.ranks % given.group:
+        made.error(f"--group {given.group} does not divide --ranks {given.ranks}")
     peers = list(dict.fromkeys(given.compare.split(","))) if given.compare else []
     for name in peers:
         if name not in PEERS:
@@ -120,7 +132,7 @@ def main(argv: Sequence[str], prog: str) -> int:
         made.error(f"-J {given.output_file}: there is no such folder")
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that trainers are ended on the way
     try:
-        trainers = _entrants(given, stages, peers)
+        trainers = _entrants(given, stages, forms, peers)
         start_time = time.strftime(TIME_FORMAT)
         parameters = given.blocks * (2 * given.width * given.hidden + given.width + given.hidden)
         print(
@@ -146,11 +158,15 @@ def main(argv: Sequence[str], prog: str) -> int:
     return 0
 
 
-def _entrants(given: Any, stages: Sequence[int], peers: Sequence[str]) -> list[tuple[str, Path, Settings]]:
-    def settings(kind: str, stage: int) -> Settings:
-        return Settings(kind, stage, -1, given.ranks, "", given.blocks, given.width, given.hidden, given.batch)
+def _entrants(
+    given: Any, stages: Sequence[int], forms: Sequence[str], peers: Sequence[str]
+) -> list[tuple[str, Path, Settings]]:
+    def settings(kind: str, stage: int, form: str = "") -> Settings:
+        sizes = given.blocks, given.width, given.hidden, given.batch
+        return Settings(kind, stage, -1, given.ranks, "", *sizes, form, given.group)
 
     found = [(f"stage {stage}", Path(sys.executable), settings("zero", stage)) for stage in stages]
+    found += [(f"stage 3 {form}", Path(sys.executable), settings("zero", 3, form)) for form in forms]
     for name in peers:
         if name == "deepspeed":
             python = _deepspeed_python(given.deepspeed_python)
@@ -187,6 +203,7 @@ def measure(entrants: Sequence[tuple[str, Path, Settings]], given: Any) -> list[
                 settings.stage,
                 statistics.median(taken[trainers.name]),
                 trainers.of("sent_bytes", given.iters),
+                trainers.of("beyond_bytes", given.iters) if given.group and settings.kind == "zero" else math.nan,
                 trainers.of("exposed_s", given.iters) * 1e3,
                 trainers.of("peak_bytes", 1),
             )
@@ -198,20 +215,24 @@ def measure(entrants: Sequence[tuple[str, Path, Settings]], given: Any) -> list[
 
 
 def table(rows: Sequence[Row], unit_bytes: float) -> str:
-    """`unit_bytes` is the parameters' size times (N - 1) / N, in which what is sent is told too."""
+    """`unit_bytes` is the parameters' size times (N - 1) / N, in which what is sent is told too; "beyond" of it left
+    the group."""
     lines = [
-        f"# {'':<15}  {'step':>9}  {'sent':>9}  {'sent':>9}  {'exposed':>9}  {'peak':>9}",
-        f"# {'':<15}  {'(ms)':>9}  {'(MB)':>9}  {'(P(N-1)/N)':>10}  {'(ms)':>8}  {'(MB)':>9}",
+        f"# {'':<15}  {'step':>9}  {'sent':>9}  {'sent':>10}  {'beyond':>9}  {'exposed':>8}  {'peak':>9}",
+        f"# {'':<15}  {'(ms)':>9}  {'(MB)':>9}  {'(P(N-1)/N)':>10}  {'(MB)':>9}  {'(ms)':>8}  {'(MB)':>9}",
     ]
     for row in rows:
         units = row.sent_bytes / unit_bytes if unit_bytes else 0.0
-        exposed = "-" if math.isnan(row.exposed_ms) else f"{row.exposed_ms:.1f}"
         lines.append(
-            f"  {row.name:<15}  {row.step_ms:>9.1f}  {row.sent_bytes / 1e6:>9.1f}  {units:>10.3f}  {exposed:>8}  "
-            f"{row.peak_bytes / 1e6:>9.1f}"
+            f"  {row.name:<15}  {row.step_ms:>9.1f}  {row.sent_bytes / 1e6:>9.1f}  {units:>10.3f}  "
+            f"{_known(row.beyond_bytes / 1e6):>9}  {_known(row.exposed_ms):>8}  {row.peak_bytes / 1e6:>9.1f}"
         )
     lines += _ratios(rows)
     return "\n".join(lines)
+
+
+def _known(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.1f}"
 
 
 def _ratios(rows: Sequence[Row]) -> list[str]:

@@ -88,19 +88,13 @@ class QuantizedReduction:
         return sums
 
     def _encode(self, parts: list[torch.Tensor], send: torch.Tensor, key: tuple[int, int], dtype: torch.dtype) -> None:
-        """Quantises these one after the other, with what was left before, and leaves what that takes off. See [Note:
-        error feedback]."""
+        """Quantises these one after the other, with what was left of them before. See [Note: error feedback]."""
         numels = [part.numel() for part in parts]
         outs = send.split([self._quantizer.nbytes(numel) for numel in numels])
-        if not self._keeps:
-            for part, out in zip(parts, outs, strict=True):
-                self._quantizer.encode(part, out)
-            return
-        if key not in self._rests:
-            self._rests[key] = torch.zeros(sum(numels), dtype=dtype, device=send.device)
-        for part, out, rest in zip(parts, outs, self._rests[key].split(numels), strict=True):
-            wanted = part.float() + rest
-            self._quantizer.encode(wanted, out)
-            got = torch.empty_like(wanted)
-            self._quantizer.decode(out, got)
-            rest.copy_(wanted.sub_(got).nan_to_num_(0.0, 0.0, 0.0))
+        rests: Sequence[torch.Tensor | None] = [None] * len(parts)
+        if self._keeps:
+            if key not in self._rests:
+                self._rests[key] = torch.zeros(sum(numels), dtype=dtype, device=send.device)
+            rests = self._rests[key].split(numels)
+        for part, out, rest in zip(parts, outs, rests, strict=True):
+            self._quantizer.encode(part, out, rest)
