@@ -7,6 +7,7 @@ so that a noisy minute falls on all. The model, its first weights and the data a
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import math
@@ -24,6 +25,8 @@ from ..about import about
 from ..contenders import training, worker
 from ..contenders.training import Settings
 from ..control import Conductor, ContenderError
+from ..emulate import EmulatedCluster, EmulationError
+from ..emulate.rates import rate_argument
 from .forms import FORMS
 
 PEERS = ("ddp", "zero_redundancy", "fsdp2", "deepspeed")
@@ -45,7 +48,7 @@ class Row(NamedTuple):
 class Trainers(compare.Contender):
     """The processes of one trainer; `measure` and `close` are those of any contender."""
 
-    def __init__(self, name: str, python: Path, settings: Settings) -> None:
+    def __init__(self, name: str, python: Path, settings: Settings, cluster: EmulatedCluster | None) -> None:
         self.name = name
         self._conductor = Conductor()
         self._log = Path(self._conductor.directory) / "log"
@@ -57,9 +60,11 @@ class Trainers(compare.Contender):
         try:
             for rank in range(settings.size):
                 own = settings._replace(rank=rank, store=str(store))
+                where = [] if cluster is None else cluster.command(rank)
+                more = {} if cluster is None else cluster.environment(rank, str(store))
                 self._launch(
-                    [str(python), *module, settings.kind, self._conductor.path, json.dumps(own._asdict())],
-                    _environment(),
+                    [*where, str(python), *module, settings.kind, self._conductor.path, json.dumps(own._asdict())],
+                    {**_environment(), **more},
                 )
             self._conductor.wait_for(settings.size, compare.START_TIMEOUT_S, self._alive)
         except ContenderError as error:
@@ -101,6 +106,13 @@ def parser(prog: str) -> argparse.ArgumentParser:
     flag("-n", "--iters", type=_positive, default=5, metavar="N", help="steps in a timed loop (5)")
     flag("--rounds", type=_positive, default=5, metavar="N", help="loops of each, in turn (5)")
     flag("--group", type=_positive, default=0, metavar="N", help="count N ranks as a host, and what leaves it")
+    flag(
+        "--link",
+        type=rate_argument,
+        default=None,
+        metavar="RATE",
+        help="emulate such hosts, with links of this rate (200mbit)",
+    )
     flag("--forms", default="", metavar="NAME[,NAME]", help=f"with --group, stage 3 also as {', '.join(FORMS)}")
     flag("--compare", default="", metavar="NAME[,NAME]", help=f"measure beside {', '.join(PEERS)}")
     flag("--deepspeed-python", default=None, metavar="PYTHON", help="the Python that has it (.venv-deepspeed)")
@@ -130,6 +142,8 @@ def main(argv: Sequence[str], prog: str) -> int:
             made.error(f"--compare {name!r} is not known; there are {', '.join(PEERS)}")
     if given.output_file and not Path(given.output_file).absolute().parent.is_dir():
         made.error(f"-J {given.output_file}: there is no such folder")
+    if given.link and (not given.group or peers):
+        made.error("--link needs --group, and is not for --compare")
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that trainers are ended on the way
     try:
         trainers = _entrants(given, stages, forms, peers)
@@ -138,8 +152,14 @@ def main(argv: Sequence[str], prog: str) -> int:
         print(
             f"# training step: {given.ranks} ranks, {parameters:,} parameters, fp32, AdamW, batch {given.batch} a rank"
         )
-        rows = measure(trainers, given)
-    except ContenderError as error:
+        with contextlib.ExitStack() as stack:
+            cluster = None
+            if given.link:
+                hosts = given.ranks // given.group
+                cluster = stack.enter_context(EmulatedCluster(hosts, given.group, link_bytes_per_s=given.link))
+                print(f"# {cluster.surroundings().text}")
+            rows = measure(trainers, given, cluster)
+    except (ContenderError, EmulationError) as error:
         print(f"treering: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -185,12 +205,14 @@ def _deepspeed_python(given: str | None) -> Path:
     raise ContenderError(f"deepspeed is not installed: no {found[0]}; run `make deepspeed`, or use --deepspeed-python")
 
 
-def measure(entrants: Sequence[tuple[str, Path, Settings]], given: Any) -> list[Row]:
+def measure(
+    entrants: Sequence[tuple[str, Path, Settings]], given: Any, cluster: EmulatedCluster | None = None
+) -> list[Row]:
     """Starts all, measures them in alternating rounds, ends them."""
     running: list[tuple[Trainers, Settings]] = []
     try:
         for name, python, settings in entrants:
-            running.append((Trainers(name, python, settings), settings))
+            running.append((Trainers(name, python, settings, cluster), settings))
         taken: dict[str, list[float]] = {trainers.name: [] for trainers, _ in running}
         for trainers, _ in running:
             trainers.of("step", 1, warmup=2)

@@ -44,6 +44,22 @@ def test_a_number_is_off_by_half_a_scale_at_most(bits: int, numel: int) -> None:
         assert np.abs(got[begin : begin + 64] - block).max() <= scale * (0.5 + 2e-5)  # float32 rounds as well
 
 
+@pytest.mark.parametrize("bits", [8, 4])
+def test_what_is_left_over_and_what_comes_back_are_all(bits: int) -> None:
+    quantizer, generator = Quantizer(bits, 32), torch.Generator().manual_seed(bits)
+    x, before = torch.randn(100, generator=generator), torch.randn(100, generator=generator) / 10
+    x[50] = float("inf")
+    rest, data = before.clone(), torch.empty(quantizer.nbytes(100), dtype=torch.uint8)
+    quantizer.encode(x, data, rest)
+    got = torch.empty(100)
+    quantizer.decode(data, got)
+    there = torch.isfinite(got)
+    assert there.sum() == 68  # all but the block of the infinity
+    assert torch.allclose((got + rest)[there], (x + before)[there], rtol=0, atol=1e-6)
+    assert (rest[~there] == 0).all()
+    assert rest[there].abs().max() > 1e-3
+
+
 def test_integers_and_extremes_come_back_as_they_are() -> None:
     for bits, most in ((8, 127), (4, 7)):
         quantizer = Quantizer(bits, 16)
