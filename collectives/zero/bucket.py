@@ -119,7 +119,8 @@ class Bucket:
 
     def add(self, number: int, gradient: torch.Tensor, onto: bool) -> None:
         """Takes this rank's gradient of a slot, onto what there is of it since the last reduction, if `onto`."""
-        self.settings.movement.reduction.advance()
+        with while_doing("reducing gradients, among them those of", self.layout):
+            self.settings.movement.reduction.advance()
         buffer = self._buffer()
         slot = self.layout.slots[number]
         place = buffer[slot.begin : slot.end].view(slot.parameter.shape)

@@ -230,6 +230,32 @@ def test_checkpoints_load_at_any_other_partition(ranks: Ranks, tmp_path: Path) -
         assert all(one == straight[0] for one in [*straight, *resumed]), (size, stage, partition)
 
 
+def killed(me: Any) -> None:
+    comm = me.connect(timeout_s=10.0)
+    m = torch.nn.Sequential(torch.nn.Linear(40, 40), torch.nn.Linear(40, 40))
+    opt = ZeroOptimizer(m, torch.optim.SGD, comm=comm, stage=3, partition=2, lr=0.1, persistence_bytes=0)
+
+    def step() -> None:
+        m(torch.ones(3, 40)).sum().backward()
+        opt.step()
+        opt.zero_grad()
+
+    me.until_it_fails(step)
+
+
+def test_a_killed_rank_is_named_by_its_number_in_the_job(ranks: Ranks) -> None:
+    with ranks(4, killed) as job:
+        job.hear_all("calling")
+        job.kill(3)
+        texts = []
+        for rank in range(3):
+            told = job.hear("raised", rank)
+            assert "PeerLostError" in told["kinds"], told
+            assert "weight)" in told["text"] or "agree" in told["text"], told
+            texts.append(told["text"])
+        assert any("lost rank 1 (rank 3 of the job, " in text or "lost rank 3 (process" in text for text in texts), texts
+
+
 def test_groups_that_make_no_sense() -> None:
     comms = cc.connect_threads(4, hosts=((0, 1), (2, 3)))
     comm = comms[0]
