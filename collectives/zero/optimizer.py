@@ -46,8 +46,8 @@ class ZeroOptimizer(torch.optim.Optimizer):
     comm                a Communicator; None: `collectives.connect()`
     params              what to train, as for torch's optimizers: parameters, or dicts with options of their own.
                         None: all that require gradients
-    partition           within which ranks it is partitioned; beyond them it is replicated (MiCS, HSDP; reduction.py):
-                        "host", a number of ranks (of consecutive groups), or a Communicator of this rank's group.
+    partition           the ranks over which all that is partitioned, and beyond which it is replicated (MiCS, HSDP;
+                        reduction.py): "host", a number (of consecutive ranks), or a Communicator of this rank's group.
                         None: all
     secondary           stage 3: within which ranks, named likewise, a second copy of the parameters is partitioned,
                         from which they are gathered until the next update (hpZ; gathering.py). None: there is none
