@@ -49,8 +49,8 @@ def train(me: Any, comm: Any, steps: int = 2, dtype: torch.dtype = torch.float32
 def same_as_flat(me: Any) -> None:
     comm = me.connect()
     for dtype, cases in (
-        (torch.float32, [(0, 2), (1, 2), (2, 2), (3, 2), (2, 1), (3, me.size)]),
-        (torch.bfloat16, [(2, 2), (3, 2)]),
+        (torch.float32, [(0, 2), (1, 2), (2, 2), (3, 2), (2, 1)] if me.size == 4 else [(3, 2)]),
+        (torch.bfloat16, [(3, 2)]),
     ):
         expected = train(me, comm, dtype=dtype, stage=1)
         for stage, partition in cases:
@@ -155,7 +155,7 @@ def test_which_groups_keep_the_canonical_order() -> None:
 def counted(me: Any, width: int) -> None:
     comm = me.connect()
     groups = me.size // width
-    for stage, gathers in ((2, 1), (3, 2)):
+    for stage, gathers in ((2, 1), (3, 2)) if me.size == 4 else ((3, 2),):
         m = model()
         nbytes = 4 * sum(p.numel() for p in m.parameters())
         opt = ZeroOptimizer(
@@ -202,33 +202,35 @@ def test_memory_is_that_of_the_group(ranks: Ranks) -> None:
         pass
 
 
-def going_on(me: Any, path: str, begin: int, stage: int, partition: Any) -> None:
+def going_on(me: Any, path: str, begin: int, forms: list[Any]) -> None:
     """The same batch on every rank: the mean over a power of two of them has the bits of one."""
-    m = model()
-    opt = ZeroOptimizer(
-        m, torch.optim.AdamW, comm=me.connect(), stage=stage, partition=partition, lr=1e-2, persistence_bytes=600
-    )
-    if begin:
-        opt.load(path)
-    for step in range(begin, 4):
-        if step == 2 and not begin:
-            opt.save(path)
-        generator = torch.Generator().manual_seed(step)
-        mse(m(torch.randn(8, 37, generator=generator)), torch.randn(8, 5, generator=generator)).backward()
-        opt.step()
-        opt.zero_grad()
-    opt.close()
-    me.say("weights", values=flat(m).tolist())
+    comm, found = me.connect(), []
+    for number, (stage, partition) in enumerate(forms):
+        m = model()
+        opt = ZeroOptimizer(
+            m, torch.optim.AdamW, comm=comm, stage=stage, partition=partition, lr=1e-2, persistence_bytes=600
+        )
+        if number or begin:
+            opt.load(path)
+        for step in range(2 if number else begin, 4):
+            if step == 2 and not number and not begin:
+                opt.save(path)
+            generator = torch.Generator().manual_seed(step)
+            mse(m(torch.randn(8, 37, generator=generator)), torch.randn(8, 5, generator=generator)).backward()
+            opt.step()
+            opt.zero_grad()
+        opt.close()
+        found.append(flat(m).tolist())
+    me.say("weights", values=found)
 
 
 def test_checkpoints_load_at_any_other_partition(ranks: Ranks, tmp_path: Path) -> None:
     path = str(tmp_path / "checkpoint")
-    with ranks(4, going_on, path, 0, 3, 2) as job:
-        straight = [job.hear("weights", rank)["values"] for rank in range(4)]
-    for size, stage, partition in ((2, 1, None), (4, 2, 1)):
-        with ranks(size, going_on, path, 2, stage, partition) as job:
-            resumed = [job.hear("weights", rank)["values"] for rank in range(size)]
-        assert all(one == straight[0] for one in [*straight, *resumed]), (size, stage, partition)
+    with ranks(4, going_on, path, 0, [(3, 2), (2, 1), (3, None)]) as job:
+        found = [weights for rank in range(4) for weights in job.hear("weights", rank)["values"]]
+    with ranks(2, going_on, path, 2, [(1, None), (3, 1)]) as job:
+        found += [weights for rank in range(2) for weights in job.hear("weights", rank)["values"]]
+    assert all(weights == found[0] for weights in found)
 
 
 def killed(me: Any) -> None:
