@@ -132,6 +132,8 @@ def main() -> None:
             extra = opt.load(given.checkpoint)
             losses = [float.fromhex(loss) for loss in extra["losses"]]
             schedule.load_state_dict(extra["schedule"])
+            if comm.rank == 0:
+                print(f"resumed at step {len(losses)}", file=sys.stderr)
         for step in range(len(losses), given.steps):
             began = time.perf_counter()
             tokens, following = batch_of(data, step, comm.rank, given.batch, given.length)

@@ -110,7 +110,7 @@ class InprocTransport(PortableTransport):
         with self._hub.changed:
             self._hub.departed.add(self.rank)
         self._hub.touch()
-        self._end_worker()
+        self._background.close()
 
     @property
     def closed(self) -> bool:

@@ -36,6 +36,7 @@ class Settings(NamedTuple):
     width: int
     hidden: int
     batch: int
+    bucket_bytes: int = 0  # of ours; 0: its default
     form: str = ""
     group: int = 0
 

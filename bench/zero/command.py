@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .. import compare, jsonfile
+from .. import compare, jsonfile, sizes
 from ..about import about
 from ..contenders import training, worker
 from ..contenders.training import Settings
@@ -99,6 +99,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
     flag = made.add_argument
     flag("--ranks", type=_positive, default=2, metavar="N", help="ranks of each trainer (2)")
     flag("--stages", default="0,1,2,3", metavar="S[,S]", help="ours (0,1,2,3)")
+    flag("--buckets", default=None, metavar="SIZE[,SIZE]", help="ours, with bucket_bytes of each: 8M,32M (its default)")
     flag("--blocks", type=_positive, default=8, metavar="N", help="of the model (8)")
     flag("--width", type=_positive, default=512, metavar="N", help="of its inputs and outputs (512)")
     flag("--hidden", type=_positive, default=2048, metavar="N", help="inside a block (2048)")
@@ -136,6 +137,10 @@ def main(argv: Sequence[str], prog: str) -> int:
         made.error("--forms needs --group")
     if given.group and given.ranks % given.group:
         made.error(f"--group {given.group} does not divide --ranks {given.ranks}")
+    try:
+        buckets = [sizes.parse_size(word) for word in given.buckets.split(",")] if given.buckets else [0]
+    except ValueError as error:
+        made.error(f"--buckets {error}")
     peers = list(dict.fromkeys(given.compare.split(","))) if given.compare else []
     for name in peers:
         if name not in PEERS:
@@ -146,7 +151,7 @@ def main(argv: Sequence[str], prog: str) -> int:
         made.error("--link needs --group, and is not for --compare")
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that trainers are ended on the way
     try:
-        trainers = _entrants(given, stages, forms, peers)
+        trainers = _entrants(given, stages, buckets, forms, peers)
         start_time = time.strftime(TIME_FORMAT)
         parameters = given.blocks * (2 * given.width * given.hidden + given.width + given.hidden)
         print(
@@ -179,14 +184,22 @@ def main(argv: Sequence[str], prog: str) -> int:
 
 
 def _entrants(
-    given: Any, stages: Sequence[int], forms: Sequence[str], peers: Sequence[str]
+    given: Any, stages: Sequence[int], buckets: Sequence[int], forms: Sequence[str], peers: Sequence[str]
 ) -> list[tuple[str, Path, Settings]]:
-    def settings(kind: str, stage: int, form: str = "") -> Settings:
-        sizes = given.blocks, given.width, given.hidden, given.batch
-        return Settings(kind, stage, -1, given.ranks, "", *sizes, form, given.group)
+    def settings(kind: str, stage: int, bucket_bytes: int = 0, form: str = "") -> Settings:
+        model = given.blocks, given.width, given.hidden, given.batch
+        return Settings(kind, stage, -1, given.ranks, "", *model, bucket_bytes, form, given.group)
 
-    found = [(f"stage {stage}", Path(sys.executable), settings("zero", stage)) for stage in stages]
-    found += [(f"stage 3 {form}", Path(sys.executable), settings("zero", 3, form)) for form in forms]
+    found = [
+        (
+            f"stage {stage}" + (f", {sizes.spell(size)}" if size else ""),
+            Path(sys.executable),
+            settings("zero", stage, size),
+        )
+        for stage in stages
+        for size in buckets
+    ]
+    found += [(f"stage 3 {form}", Path(sys.executable), settings("zero", 3, buckets[0], form)) for form in forms]
     for name in peers:
         if name == "deepspeed":
             python = _deepspeed_python(given.deepspeed_python)

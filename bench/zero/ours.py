@@ -23,9 +23,10 @@ class Zero:
             self.comm.hosts = tuple(tuple(ranks[i : i + settings.group]) for i in ranks[:: settings.group])
         self.module, self.inputs, self.targets = model_and_batch(settings)
         self.loss = torch.nn.functional.mse_loss
-        form = FORMS.get(settings.form, {})
+        more: dict[str, Any] = {"bucket_bytes": settings.bucket_bytes} if settings.bucket_bytes else {}
+        more |= FORMS.get(settings.form, {})
         self.optimizer: Any = ZeroOptimizer(
-            self.module, torch.optim.AdamW, stage=settings.stage, comm=self.comm, **form
+            self.module, torch.optim.AdamW, stage=settings.stage, comm=self.comm, **more
         )  # fmt: skip
 
     def step(self) -> None:
@@ -37,7 +38,7 @@ class Zero:
         self.comm.barrier()
 
     def sent_bytes(self) -> float:
-        return float(self.optimizer.report()["sent_bytes"]["payload"])
+        return float(self.optimizer.bytes_sent)
 
     def beyond_bytes(self) -> float:
         """Of these, what left the host."""

@@ -25,6 +25,7 @@ import torch
 
 from collectives.zero.agreement import NOTHING, Note, agree
 from collectives.zero.bucket import Bucket
+from collectives.zero.faults import from_to, while_doing
 from collectives.zero.gradient import ShardedGradient
 from collectives.zero.norms import norms
 from collectives.zero.traffic import Traffic
@@ -286,7 +287,8 @@ class Backward:
         sizes = [b - a for a, b in itertools.pairwise(inside)]
         mine = own[0].contiguous() if own else torch.empty(0, dtype=bucket.grad_dtype)
         comm = bucket.settings.comm
-        whole = comm.all_gather(mine, sizes=sizes) if comm.size > 1 else mine
+        with while_doing("gathering the gradient of", slot.parameter.name):
+            whole = comm.all_gather(mine, sizes=sizes) if comm.size > 1 else mine
         return whole.to(p.dtype).view(slot.parameter.shape)
 
     def active(self, bucket: Bucket) -> list[bool]:
@@ -318,13 +320,13 @@ class Backward:
                     slot = bucket.layout.slots[place]
                     found = bucket.parts(slot)
                     parts[number] = found if not bucket.everything or comm.rank == 0 else []
-            with self._traffic.header():
+            with self._traffic.header(), while_doing("computing the norms of", from_to(self.layouts)):
                 known = self._norms[order] = norms(comm, parts, order)
         return known
 
     def any_rank(self, flag: torch.Tensor) -> None:
         if self.comm.size > 1:
-            with self._traffic.header():
+            with self._traffic.header(), while_doing("looking for infinities in", from_to(self.layouts)):
                 self.comm.all_reduce(flag, op="max", out=flag)
 
     def close(self) -> None:

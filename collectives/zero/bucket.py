@@ -274,7 +274,8 @@ class Bucket:
                 if s.overlap:
                     self._work = s.comm.all_gather_async(self.shard, sizes=layout.sizes, out=self.full)
                 else:
-                    s.comm.all_gather(self.shard, sizes=layout.sizes, out=self.full)
+                    with s.traffic.exposed():
+                        s.comm.all_gather(self.shard, sizes=layout.sizes, out=self.full)
 
     def published(self) -> None:
         """Returns when all parameters are whole again, or where they belong."""

@@ -38,6 +38,9 @@ class LossScale:
     static: float
     initial: float
     window: int
+    hysteresis: int
+    consecutive: bool
+    least: float
 
 
 @dataclass(frozen=True)
@@ -235,6 +238,9 @@ def _loss_scale(values: Mapping[str, Any]) -> LossScale:
         static=static,
         initial=2.0 ** values["fp16.initial_scale_power"],
         window=_at_least_one(values, "fp16.loss_scale_window"),
+        hysteresis=_at_least_one(values, "fp16.hysteresis"),
+        consecutive=values["fp16.consecutive_hysteresis"],
+        least=float(values["fp16.min_loss_scale"]),
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any, cast
 from collectives.connect import connect
 from collectives.zero.config import Component, Config, Model, parse
 from collectives.zero.config_report import ConfigError
+from collectives.zero.deepspeed_loss_scale import DeepSpeedLossScale
 from collectives.zero.engine import Engine
 from collectives.zero.optimizer import ZeroOptimizer
 from collectives.zero.schedules import TYPES as SCHEDULES
@@ -125,8 +126,10 @@ def _settings(config: Config, model: Any) -> dict[str, Any]:
         settings["reduce_dtype"] = getattr(torch, reduce_dtype)
     scale = config.loss_scale
     if scale is not None:
-        settings |= {"loss_scale": scale.static or "dynamic", "initial_scale": scale.initial}
-        settings["growth_interval"] = scale.window
+        settings["loss_scale"] = scale.static or DeepSpeedLossScale(
+            max(scale.initial, scale.least), scale.window,
+            hysteresis=scale.hysteresis, consecutive=scale.consecutive, least=scale.least,
+        )  # fmt: skip
     return settings
 
 
@@ -188,7 +191,7 @@ def _schedule(named: Component | None, given: Any, optimizer: Any) -> Any:
             raise ConfigError(f"scheduler.type = {named.type}: neither {known} nor one of torch.optim.lr_scheduler")
     try:
         return make(optimizer, **named.params)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ConfigError(f"scheduler.params: {error}") from None
 
 

@@ -52,7 +52,6 @@ class Movement:
     def __init__(
         self, comm: Any, device: torch.device, *, partition: Any, secondary: Any, quantized_weights: int | None,
         quantized_gradients: int | None, quantization_block: int, error_feedback: bool, reproducible: bool,
-        overlap: bool,
     ) -> None:  # fmt: skip
         self.everybody = self.comm = comm
         self._device, self.primary = device, True
@@ -67,7 +66,7 @@ class Movement:
             self._hierarchy = Hierarchy(comm, groups)
             self.traffic.count(self._hierarchy)
         self._weights = None if quantized_weights is None else Quantizer(quantized_weights, quantization_block)
-        self.reduction: Reduction = Flat(comm, reproducible=reproducible, background=overlap)
+        self.reduction: Reduction = Flat(comm, reproducible=reproducible)
         if quantized_gradients is not None:
             hops = self._hierarchy if self._hierarchy is not None and self._hierarchy.within.size > 1 else None
             quantizer = Quantizer(quantized_gradients, quantization_block)
@@ -77,15 +76,15 @@ class Movement:
             self.reduction = TwoLevel(self._hierarchy, reproducible=reproducible)
         self._keeps_secondary = secondary is not None and self._hierarchy is not None
 
-    def gathering(self, layout: BucketLayout) -> Gathering:
-        """Of a bucket's parameters."""
-        first: Gathering = Whole(self.comm, layout)
-        if self._weights is not None:
-            first = Quantized(self.comm, layout, self._weights)
-        if self._keeps_secondary:
-            assert self._hierarchy is not None
-            return Secondary(first, self._hierarchy, layout, self._device)
-        return first
+    def gatherings(self, layout: BucketLayout) -> tuple[Gathering, Gathering]:
+        """Of a bucket's parameters: for modules to work with, and for others, exact. They may be one and the same."""
+        exact: Gathering = Whole(self.comm, layout)
+        first = exact if self._weights is None else Quantized(self.comm, layout, self._weights)
+        if not self._keeps_secondary:
+            return first, exact
+        assert self._hierarchy is not None
+        kept = Secondary(first, self._hierarchy, layout, self._device)
+        return kept, kept if first is exact else exact
 
     def close(self) -> None:
         """Closes the communicators that it has made."""

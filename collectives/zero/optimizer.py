@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from collectives.connect import connect
-from collectives.zero import checkpoint
+from collectives.zero import checkpoint, whole
 from collectives.zero.agreement import check_alike
 from collectives.zero.backward import Backward
 from collectives.zero.bucket import Bucket, Settings
@@ -65,7 +65,8 @@ class ZeroOptimizer(torch.optim.Optimizer):
     prefetch_bytes      stage 3: how much is gathered ahead
     units               stage 3: modules, or classes of modules, whose parameters are gathered and let go as one
     loss_scale          what `scale(loss)` multiplies by: a number, or "dynamic", which begins with `initial_scale` and
-                        doubles after `growth_interval` good steps. None: 1, or use torch.amp.GradScaler
+                        doubles after `growth_interval` good steps, or a LossScale. None: 1, or use
+                        torch.amp.GradScaler
 
     Every rank constructs it, and calls `step`, at the same time. Raises ValueError or TypeError for arguments that
     make no sense and for an optimizer that does not work element by element, MismatchError when the ranks differ.
@@ -93,7 +94,7 @@ class ZeroOptimizer(torch.optim.Optimizer):
         persistence_bytes: int = 64 << 10,
         prefetch_bytes: int = 32 * _MIB,
         units: Sequence[Any] = (),
-        loss_scale: float | Literal["dynamic"] | None = None,
+        loss_scale: float | Literal["dynamic"] | LossScale | None = None,
         initial_scale: float = 65536.0,
         growth_interval: int = 2000,
         **optimizer_arguments: Any,
@@ -115,7 +116,8 @@ class ZeroOptimizer(torch.optim.Optimizer):
         self._built = False
         super().__init__(prototype.param_groups, prototype.defaults)
         del prototype
-        self._scale = LossScale(loss_scale, initial_scale, growth_interval)
+        own_scale = isinstance(loss_scale, LossScale)
+        self._scale = loss_scale if own_scale else LossScale(loss_scale, initial_scale, growth_interval)
         self.step_was_applied = True
         self._own_comm = comm is None
         self.comm: Any = connect() if comm is None else comm
@@ -129,7 +131,7 @@ class ZeroOptimizer(torch.optim.Optimizer):
         alike = {k: v if isinstance(v, (str, int)) else type(v).__name__ for k, v in movement.items()}
         check_alike(self.comm, self.parameters, {**settings, **alike})
         device = self._everything[0].device
-        self._movement = Movement(self.comm, device, reproducible=reproducible, overlap=overlap, **movement)
+        self._movement = Movement(self.comm, device, reproducible=reproducible, **movement)
         self._settings = Settings(
             self._movement, stage=stage, reduce_dtype=reduce_dtype, master_weights=master_weights, overlap=overlap,
             device=device,
@@ -166,6 +168,7 @@ class ZeroOptimizer(torch.optim.Optimizer):
                 )  # fmt: skip
         self._settings.traffic.begin()
         self._built = True
+        whole.living.add(self)
 
     # ---------------------------------------------------------------- making
 
@@ -258,6 +261,33 @@ class ZeroOptimizer(torch.optim.Optimizer):
         self._backward.complete()
         return self._backward.clip(max_norm, norm_type, error_if_nonfinite, self._scale.value)
 
+    def full_tensor(self, parameter: torch.nn.Parameter, key: str = "weight") -> torch.Tensor | None:
+        """The whole of what the optimizer holds of a parameter, on every rank, as a copy. All ranks call it.
+
+        `key` is "weight": what is updated, so float32 for a 16-bit parameter with master weights; or a name of the
+        optimizer's state, such as "exp_avg". None where there is no such state, as before the first step.
+        """
+        return whole.read(self, parameter, key)
+
+    def gathered(
+        self, parameters: Iterable[torch.nn.Parameter], modifier_rank: int | None = None
+    ) -> AbstractContextManager[None]:
+        """In a `with` block, these parameters are whole on every rank, also at stage 3. All ranks enter and leave it.
+
+        Changes are lost (stage 3) or this rank's alone, unless `modifier_rank` says whose become everybody's, master
+        weights included. Raises ValueError for a parameter of another model, and for a rank that is none.
+        """
+        return whole.gathered(self, parameters, modifier_rank)
+
+    def held(self, parameters: Iterable[torch.nn.Parameter]) -> AbstractContextManager[None]:
+        """As `gathered`, for reading alone."""
+        return nullcontext() if self._gatherer is None else self._gatherer.held(parameters)
+
+    def attend(self, module: torch.nn.Module, parameter: torch.nn.Parameter) -> None:
+        """Stage 3: gathers `parameter` for `module`, whose forward uses it though it belongs to another module."""
+        if self._gatherer is not None:
+            self._gatherer.attend(module, parameter)
+
     def full_gradient(self, parameter: torch.nn.Parameter) -> torch.Tensor | None:
         """The whole averaged gradient of a parameter, on every rank; None where it has none. All ranks call it."""
         self._backward.complete()
@@ -285,8 +315,9 @@ class ZeroOptimizer(torch.optim.Optimizer):
 
         sent_bytes   payload: gradients and parameters, and of it what went within the group (of `partition`
                      or `secondary`, or the host) and beyond; headers: what ranks told each other to agree, and norms
-        waited_s     seconds in which this rank stood still for a collective
+        waited_s     seconds in which this rank stood still for a collective: communication that was not hidden
         rounds       reductions of all gradients
+        memory       what `memory` gives
         """
         traffic = self._settings.traffic
         return {
@@ -294,11 +325,23 @@ class ZeroOptimizer(torch.optim.Optimizer):
             "memory": self.memory(),
         }  # fmt: skip
 
+    @property
+    def bytes_sent(self) -> int:
+        """Bytes of gradients and parameters that this rank has sent since the optimizer was made."""
+        return self._settings.traffic.sent_bytes()["payload"]
+
     def measure(self) -> AbstractContextManager[dict[str, float]]:
         """`with opt.measure() as found:` traces the steps in the block, and fills `found` at its end.
 
-        wall_s, and of it communication_s: exposed_s that this rank stood still for, and hidden_s behind computation;
-        sent_bytes, and calls.
+        wall_s            seconds that the block took, and of these
+        communication_s   in which a collective ran on this rank, its waiting for other ranks included. It is the sum
+        exposed_s         of that for which this rank stood still, and
+        hidden_s          of that which ran behind computation
+        sent_bytes        of gradients and parameters, by this rank
+        calls             collectives that ran
+
+        Nothing is communicated for it: each rank measures itself. Raises ValueError where the communicator is being
+        traced already.
         """
         return self._settings.traffic.measure()
 
@@ -334,18 +377,24 @@ class ZeroOptimizer(torch.optim.Optimizer):
         """Writes a checkpoint to a folder; `extra` is kept with it, as JSON. All ranks call it; see checkpoint.py."""
         checkpoint.save(self, path, extra)
 
-    def load(self, path: str | Path) -> Any:
-        """Reads a checkpoint of any number of ranks and any stage; returns its `extra`. All ranks call it."""
-        return checkpoint.load(self, path)
+    def load(self, path: str | Path, *, weights_only: bool = False, strict: bool = True) -> Any:
+        """Reads a checkpoint of any number of ranks and any stage; returns its `extra`. All ranks call it.
+
+        `weights_only` leaves the optimizer's state and options as they are. Without `strict`, parameters that only the
+        model or only the checkpoint has are left alone.
+        """
+        return checkpoint.load(self, path, weights_only=weights_only, strict=strict)
 
     def close(self) -> None:
         """Takes the hooks off the model. At stage 3 the parameters become whole first, so all ranks call it."""
         if self._gatherer is not None:
             with torch.no_grad():
                 for gathered in self._gatherer.gathered:
+                    gathered.start_exact()
                     gathered.wait()
             self._gatherer.close()
         self._backward.close()
+        whole.living.discard(self)
         for p in self._everything:
             if isinstance(p.grad, ShardedGradient):
                 p.grad = None

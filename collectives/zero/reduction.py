@@ -25,7 +25,7 @@ class Reduction(Protocol):
 
     def start(self, layout: BucketLayout, buffer: torch.Tensor, into: torch.Tensor) -> Any:
         """Starts to put the mean of all ranks' `buffer` (1-D, the whole bucket) into `into`: the own stretch of it, or
-        a tensor of that size. What it returns is waited for, unless it is None."""
+        a tensor of that size. What it returns is waited for."""
         ...
 
     def advance(self) -> None:
@@ -60,16 +60,13 @@ class _KeepsNothing:
 
 
 class Flat(_KeepsNothing):
-    """See the module. `background`: whether calls run in the background."""
+    """See the module."""
 
-    def __init__(self, comm: Any, *, reproducible: bool, background: bool) -> None:
-        self._options = {"op": "mean", **scattering(comm.size, reproducible)}
-        self._call: Any = comm.reduce_scatter_async if background else comm.reduce_scatter
-        self._background = background
+    def __init__(self, comm: Any, *, reproducible: bool) -> None:
+        self._comm, self._options = comm, {"op": "mean", **scattering(comm.size, reproducible)}
 
     def start(self, layout: BucketLayout, buffer: torch.Tensor, into: torch.Tensor) -> Any:
-        work = self._call(buffer, out=into, sizes=layout.sizes, **self._options)
-        return work if self._background else None
+        return self._comm.reduce_scatter_async(buffer, out=into, sizes=layout.sizes, **self._options)
 
 
 class TwoLevel(_KeepsNothing):

@@ -26,7 +26,6 @@ class Traffic:
         self._comms = [(comm, np.isin(np.arange(comm.size), [*near]))]
         self._headers = self._start = np.zeros(2, np.int64)
         self.waited_s = 0.0
-        self.calls = 0
 
     def count(self, hierarchy: Hierarchy) -> None:
         """Counts in what is sent within groups, and beyond."""
@@ -41,15 +40,21 @@ class Traffic:
     def header(self) -> Generator[None]:
         """What is sent within, by blocking calls while none runs in the background, is no gradient or parameter."""
         before = self._sent()
-        yield
+        with self.exposed():
+            yield
         self._headers = self._headers + self._sent() - before
 
     def wait(self, work: Any) -> None:
-        """Waits for a call in the background; the time counts as exposed."""
+        """Waits for a call in the background."""
+        with self.exposed():
+            work.wait()
+
+    @contextmanager
+    def exposed(self) -> Generator[None]:
+        """The time within is time in which this rank stands still for others."""
         began = time.perf_counter()
-        work.wait()
+        yield
         self.waited_s += time.perf_counter() - began
-        self.calls += 1
 
     def sent_bytes(self) -> dict[str, int]:
         """By this rank: payload (gradients and parameters), and of it what went within the group, and beyond; besides,
@@ -67,7 +72,7 @@ class Traffic:
             traced = [traces.enter_context(comm.trace()) for comm, _ in self._comms]
             yield found
         calls = [call for of_one in traced for call in of_one]
-        busy = sum(call.ended_s - call.called_s for call in calls)
+        busy = sum(call.ended_s - call.began_s for call in calls)
         exposed = min(self.waited_s - waited, busy)
         found.update(
             wall_s=time.perf_counter() - began, communication_s=busy, exposed_s=exposed, hidden_s=busy - exposed,

@@ -119,6 +119,24 @@ def deterministic(me: Any) -> None:
         assert torch.equal(train(me, comm, overlap=False, **options), first), options
 
 
+def exact_for_others(me: Any) -> None:
+    """What is trained is not quantised: nor is what a block of code sees, changes, or is left with at the end."""
+    comm = me.connect()
+    m = model()
+    before = [p.detach().clone() for p in m.parameters()]
+    opt = ZeroOptimizer(m, torch.optim.SGD, comm=comm, stage=3, lr=1.0, persistence_bytes=0, quantized_weights=8)
+    m(torch.ones(1, 37))
+    with opt.gathered(m.parameters(), modifier_rank=0):
+        assert all(torch.equal(p, was) for p, was in zip(m.parameters(), before, strict=True))
+    opt.close()
+    assert all(torch.equal(p, was) for p, was in zip(m.parameters(), before, strict=True))
+
+
+def test_others_than_modules_see_exact_parameters(ranks: Ranks) -> None:
+    with ranks(2, exact_for_others):
+        pass
+
+
 def test_the_same_bits_on_every_rank_and_every_time(ranks: Ranks) -> None:
     with ranks(4, deterministic):
         pass
