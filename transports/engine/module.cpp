@@ -334,7 +334,8 @@ NB_MODULE(_engine, m) {
       .def_prop_ro("seq", &Engine::seq)
       .def_prop_ro("failed_step", &Engine::failed_step)
       .def_prop_ro("bytes_sent", [](const Engine& e) { return e.bytes_sent() + e.bytes_direct(); })
-      .def_prop_ro("bytes_direct", &Engine::bytes_direct);
+      .def_prop_ro("bytes_direct", &Engine::bytes_direct)
+      .def_prop_ro("bytes_to", &Engine::bytes_to);
 
   nb::class_<Mailbox>(m, "Mailbox")
       .def(nb::init<std::shared_ptr<Engine>>(), "engine"_a)
