@@ -75,7 +75,7 @@ def main() -> None:
                 print(f"step {step}  loss {mean:.6f}", flush=True)
         if comm.rank == 0:
             print({kind: f"{nbytes / MIB:.0f} MiB" for kind, nbytes in opt.memory().items()})
-        opt.close(whole=False)
+        opt.close(gather=False)
 
 
 if __name__ == "__main__":

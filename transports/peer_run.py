@@ -84,7 +84,9 @@ class Run:
             self.look()
             self.memory.ready()
             self._loop()
-            self.owner.bytes_sent += sum(row[12] for row in self.rows if row[0] == Kind.SEND)
+            for row in self.rows:
+                if row[0] == Kind.SEND:
+                    self.owner.bytes_to[row[1]] += row[12]
         except PeerGone as gone:
             with contextlib.suppress(PeerGone):
                 self.control.poll()  # its last words, and those of others about it

@@ -66,13 +66,18 @@ class PortableTransport:
     def __init__(self, rank: int, size: int, hosts: tuple[tuple[int, ...], ...], names: Names) -> None:
         self.rank, self.size, self.hosts, self._names = rank, size, hosts, names
         self.seq = 0  # of the last call that has begun
-        self.bytes_sent = 0
+        self.bytes_to = [0] * size  # payload sent so far, by rank
         self._turn = threading.Lock()
         self._background = Background("treering")
         self._messages: dict[tuple[bool, int], int] = {}
         self._closed = False
         self._cause: CollectiveError | None = None  # of the failure, once it has been raised
         self._trace: list[TracedCall] | None = None  # while somebody traces
+
+    @property
+    def bytes_sent(self) -> int:
+        """Payload bytes this rank has sent so far."""
+        return sum(self.bytes_to)
 
     # ---------------------------------------------------------------- what a subclass says
 

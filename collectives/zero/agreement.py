@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from collectives.exchange import gather_json
+from collectives.zero.faults import from_to, while_doing
 from collectives.zero.layout import BucketLayout, Parameter
 from transports.errors import MismatchError
 
@@ -41,7 +42,8 @@ def agree(comm: Any, note: Note, used: np.ndarray[Any, Any], layouts: list[Bucke
     """
     marks = np.packbits(used)
     mine = np.concatenate([np.array(note, np.int64).view(np.uint8), marks])
-    every = comm.all_gather(mine[None, :]) if comm.size > 1 else mine[None, :]
+    with while_doing("comparing with the others which gradients there are in", from_to(layouts)):
+        every = comm.all_gather(mine[None, :]) if comm.size > 1 else mine[None, :]
     heads = np.ascontiguousarray(every[:, : 8 * HEADER]).view(np.int64)
     notes = [Note(*map(int, row)) for row in heads]
     for rank, said in enumerate(notes):
@@ -97,4 +99,5 @@ def _parameter(p: list[Any]) -> str:
 
 
 def _times(count: int) -> str:
-    return "no backward" if count == 0 else "1 backward" if count == 1 else f"{count} backwards"
+    none = "no backward, or one that ended before its first gradient,"
+    return none if count == 0 else "1 backward" if count == 1 else f"{count} backwards"

@@ -25,6 +25,7 @@ import torch
 
 from collectives.zero.agreement import NOTHING, Note, agree
 from collectives.zero.bucket import Bucket
+from collectives.zero.faults import from_to, while_doing
 from collectives.zero.gradient import ShardedGradient
 from collectives.zero.norms import norms
 from collectives.zero.traffic import Traffic
@@ -285,7 +286,9 @@ class Backward:
         inside = [min(max(b - slot.begin, 0), slot.parameter.numel) for b in bounds]
         sizes = [b - a for a, b in itertools.pairwise(inside)]
         mine = own[0].contiguous() if own else torch.empty(0, dtype=bucket.grad_dtype)
-        whole = self.comm.all_gather(mine, sizes=sizes) if self.comm.size > 1 else mine
+        comm = bucket.settings.comm
+        with while_doing("gathering the gradient of", slot.parameter.name):
+            whole = comm.all_gather(mine, sizes=sizes) if comm.size > 1 else mine
         return whole.to(p.dtype).view(slot.parameter.shape)
 
     def active(self, bucket: Bucket) -> list[bool]:
@@ -310,21 +313,22 @@ class Backward:
         self.complete()
         known = self._norms.get(order)
         if known is None:
+            comm = self.buckets[0].settings.comm if self.buckets else self.comm  # within which parts are not replicated
             stored = [bucket.stored_grad for bucket in self.buckets if bucket.stored_grad is not None]
             for store in {s.store for s in stored}:
                 store.expect(stored)
             parts = {  # by bucket, because of gradients that are offloaded one bucket is in memory at a time
                 number: bucket.every_part(place)
                 for number, (bucket, place) in self.place.items()
-                if bucket.reduced[place] and (not bucket.everything or self.comm.rank == 0)
+                if bucket.reduced[place] and (not bucket.everything or comm.rank == 0)
             }
-            with self._traffic.header():
-                known = self._norms[order] = norms(self.comm, parts, len(self.parameters), order)
+            with self._traffic.header(), while_doing("computing the norms of", from_to(self.layouts)):
+                known = self._norms[order] = norms(comm, parts, len(self.parameters), order)
         return known
 
     def any_rank(self, flag: torch.Tensor) -> None:
         if self.comm.size > 1:
-            with self._traffic.header():
+            with self._traffic.header(), while_doing("looking for infinities in", from_to(self.layouts)):
                 self.comm.all_reduce(flag, op="max", out=flag)
 
     def close(self) -> None:

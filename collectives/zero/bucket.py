@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
-from collectives.work import Work
 from collectives.zero.faults import while_doing
 from collectives.zero.layout import BucketLayout, Slot
 from collectives.zero.memory import Pool, registered
+from collectives.zero.movement import Movement
 from collectives.zero.offload import Homes
 from collectives.zero.offloaded_bucket import own_parameters
 from collectives.zero.offloaded_state import OffloadedState, StoredPiece
@@ -32,26 +32,22 @@ __all__ = ["Bucket", "Settings"]
 class Settings:
     """What all buckets have in common.
 
-    comm             the ranks that share the parts
+    movement         how gradients and parameters move; comm: the ranks that share the parts
     stage            0 to 3
     reduce_dtype     of gradients on the way; None: the parameters' own
     master_weights   whether 16-bit parameters are updated in float32
     overlap          whether collectives run in the background
-    reduce           the algorithm of reduce-scatters; reproducible: whether its order is the canonical one
     homes            what is offloaded, and where to
     """
 
     def __init__(
-        self, comm: Any, *, stage: int, reduce_dtype: torch.dtype | None, master_weights: bool, overlap: bool,
-        reproducible: bool, device: torch.device, traffic: Any, homes: Homes,
+        self, movement: Movement, *, stage: int, reduce_dtype: torch.dtype | None, master_weights: bool, overlap: bool,
+        device: torch.device, homes: Homes,
     ) -> None:  # fmt: skip
-        self.comm, self.stage, self.reduce_dtype, self.overlap = comm, stage, reduce_dtype, overlap
-        self.master_weights, self.reproducible, self.device = master_weights, reproducible, device
-        self.pool = Pool(lambda nbytes: registered(comm, nbytes, torch.uint8, device))
-        self.traffic, self.homes = traffic, homes
-        # Both send each byte once, (N - 1) / N of the bucket from every rank, and combine in the canonical order.
-        few = comm.size <= 16 or comm.size & (comm.size - 1)
-        self.algorithm = "auto" if not reproducible else "direct_canonical" if few else "halving_canonical"
+        self.movement, self.comm, self.traffic = movement, movement.comm, movement.traffic
+        self.stage, self.reduce_dtype, self.overlap = stage, reduce_dtype, overlap
+        self.master_weights, self.device, self.homes = master_weights, device, homes
+        self.pool = Pool(lambda nbytes: registered(movement.comm, nbytes, torch.uint8, device))
 
 
 class Bucket:
@@ -77,8 +73,9 @@ class Bucket:
         self.local, self.reduced, self.kept = [False] * count, [False] * count, [False] * count
         self.arrived, self.missing = [False] * count, count  # gradients of the backward that runs
         self.sent = False  # in this round
+        self.version = 0  # of the parameters: how often they were published
         self._launched = self._earlier = False
-        self._work: Work | None = None
+        self._work: Any = None
         self._into: torch.Tensor | None = None
         self._place_parameters()
         self._make_pieces()
@@ -96,8 +93,8 @@ class Bucket:
             whole = taken[: layout.numel * layout.dtype.itemsize].view(layout.dtype)
         for slot, p in zip(layout.slots, self.parameters, strict=True):
             whole[slot.begin : slot.end].copy_(p.detach().reshape(-1))
-        if s.comm.size > 1 and layout.numel:
-            s.comm.broadcast(whole, root=0, out=whole)
+        if s.movement.everybody.size > 1 and layout.numel:
+            s.movement.everybody.broadcast(whole, root=0, out=whole)
         if taken is not None:
             self.shard = shard = registered(s.comm, self.end - self.begin, layout.dtype, s.device)
             shard.copy_(whole[self.begin : self.end])
@@ -127,7 +124,7 @@ class Bucket:
         self.master: torch.Tensor | None = working.float() if apart else working
         self.separate_master = apart
         kind = StoredPiece if s.homes.optimizer or s.homes.parameters else Piece
-        mine = range(self.begin, self.end)
+        mine = range(self.begin, self.end if s.movement.primary else self.begin)
         self.pieces = cut(kind, layout.stretches(self.first, last), self.master, self.first, mine)
         self.optimizer: torch.optim.Optimizer | None = None
         self.state: OffloadedState | None = None
@@ -151,6 +148,8 @@ class Bucket:
 
     def add(self, number: int, gradient: torch.Tensor, onto: bool) -> None:
         """Takes this rank's gradient of a slot, onto what there is of it since the last reduction, if `onto`."""
+        with while_doing("reducing gradients, among them those of", self.layout):
+            self.settings.movement.reduction.advance()
         buffer = self._buffer()
         slot = self.layout.slots[number]
         place = buffer[slot.begin : slot.end].view(slot.parameter.shape)
@@ -194,13 +193,11 @@ class Bucket:
             fresh = self.stored_grad.fresh() if self.stored_grad is not None else None
             into = fresh if fresh is not None else torch.empty_like(own) if earlier or self.grad is None else self.grad
         self._earlier, self._into, self._launched, self.sent = earlier, into, True, True
-        if s.comm.size > 1 and layout.numel:
-            options = {"op": "mean", "sizes": layout.sizes, "algorithm": s.algorithm, "reproducible": s.reproducible}
+        if s.movement.everybody.size > 1 and layout.numel:
             with while_doing("reducing the gradients of", layout):
-                if s.overlap:
-                    self._work = s.comm.reduce_scatter_async(buffer, out=into, **options)
-                else:
-                    s.comm.reduce_scatter(buffer, out=into, **options)
+                self._work = s.movement.reduction.start(layout, buffer, into)
+            if not s.overlap:
+                self._wait("reducing the gradients of")
         elif into is not own:
             into.copy_(own)
 
@@ -319,12 +316,14 @@ class Bucket:
     def publish(self) -> None:
         """Working parameters from their owners; `published` waits for it."""
         s, layout = self.settings, self.layout
+        self.version += 1
         if not layout.partitioned and not self.everything and s.comm.size > 1 and layout.numel:
             with while_doing("gathering the parameters of", layout):
                 if s.overlap:
                     self._work = s.comm.all_gather_async(self.shard, sizes=layout.sizes, out=self.full)
                 else:
-                    s.comm.all_gather(self.shard, sizes=layout.sizes, out=self.full)
+                    with s.traffic.exposed():
+                        s.comm.all_gather(self.shard, sizes=layout.sizes, out=self.full)
 
     def published(self) -> None:
         """Returns when all parameters are whole again, or where they belong."""

@@ -143,9 +143,11 @@ def _buffers(model: Any) -> dict[str, Tensor]:
     return {name: buffer for name, buffer in model.named_buffers() if name in kept}
 
 
-def load(optimizer: Any, path: str | Path) -> Any:
+def load(optimizer: Any, path: str | Path, *, weights_only: bool = False, strict: bool = True) -> Any:
     """Reads a checkpoint of any number of ranks and any stage into the optimizer and its model. All ranks call it.
 
+    `weights_only` leaves the optimizer's state and options as they are. Without `strict`, parameters and buffers that
+    only the model or only the checkpoint has are left alone, and so are the options of other parameter groups.
     Returns what was given to `save` as `extra`. Raises CheckpointError, on every rank, for files that are missing, cut
     or altered, and for a model with other parameters; then nothing has been changed.
     """
@@ -153,7 +155,7 @@ def load(optimizer: Any, path: str | Path) -> Any:
 
     def check() -> Manifest:
         found = manifests.read(folder)
-        _check_model(optimizer, found, folder)
+        _check_model(optimizer, found, folder, strict, weights_only)
         manifests.verify(folder, found.shards[comm.rank :: comm.size])  # the ranks share the work
         return found
 
@@ -163,7 +165,9 @@ def load(optimizer: Any, path: str | Path) -> Any:
     with torch.no_grad():
         for piece in optimizer.pieces():
             name = piece.parameter.name
-            trained = found.parameters[name]["group"] >= 0 and piece.parameter.group >= 0
+            if name not in found.parameters:
+                continue
+            trained = found.parameters[name]["group"] >= 0 and piece.parameter.group >= 0 and not weights_only
             for key in dict.fromkeys(part.key for _, part in where[name]):
                 if key == WEIGHT or trained:
                     piece.write(key, gathered(files, where[name], key, piece.begin, piece.end))
@@ -171,11 +175,17 @@ def load(optimizer: Any, path: str | Path) -> Any:
                 piece.set_scalars(found.parameters[name]["scalars"])
         whole = dict(optimizer.model.named_parameters())
         for p in _beside_pieces(optimizer):
+            if p.name not in found.parameters:
+                continue
             whole[p.name].copy_(gathered(files, where[p.name], WEIGHT, 0, p.numel).view(p.shape))
         buffers = _buffers(optimizer.model)
         for name in found.buffers:
+            if name not in buffers:
+                continue
             buffers[name].copy_(files[found.shards[0].file].get_tensor(BUFFER + name))
-    optimizer.set_scalars(_as_there(found.optimizer, optimizer.scalars()))
+    groups = len(found.optimizer["groups"]), len(optimizer.param_groups)
+    if not weights_only and groups[0] == groups[1]:
+        optimizer.set_scalars(_as_there(found.optimizer, optimizer.scalars()))
     optimizer.refresh()
     return found.extra
 
@@ -193,20 +203,24 @@ def gathered(files: Mapping[str, Any], where: Sequence[tuple[Shard, Slice]], key
     return ordered[0] if len(ordered) == 1 else torch.cat(ordered)
 
 
-def _check_model(optimizer: Any, found: Manifest, folder: Path) -> None:
+def _check_model(optimizer: Any, found: Manifest, folder: Path, strict: bool, weights_only: bool) -> None:
     mine = {p.name: list(p.shape) for p in optimizer.parameters}
     theirs = {name: about["shape"] for name, about in found.parameters.items()}
     for name in [*mine, *theirs]:
+        if not strict and (name not in theirs or name not in mine):
+            continue
         if name not in theirs:
             raise CheckpointError(f"{folder}: the model has a parameter {name}, which the checkpoint has not")
         if name not in mine:
             raise CheckpointError(f"{folder}: the checkpoint has a parameter {name}, which the model has not")
         if mine[name] != theirs[name]:
             raise CheckpointError(f"{folder}: {name} is {theirs[name]} in the checkpoint, {mine[name]} in the model")
+    if not strict:
+        return
     if differ := set(found.buffers) ^ set(_buffers(optimizer.model)):
         raise CheckpointError(f"{folder}: the buffer {min(differ)} is in the model or the checkpoint, not in both")
     groups = len(found.optimizer.get("groups", [])), len(optimizer.param_groups)
-    if groups[0] != groups[1]:
+    if groups[0] != groups[1] and not weights_only:
         raise CheckpointError(f"{folder}: the checkpoint has {groups[0]} parameter groups, the optimizer {groups[1]}")
 
 

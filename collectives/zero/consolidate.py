@@ -52,19 +52,19 @@ def consolidate(path: str | Path, output: str | Path) -> None:
     whole = state_dict(path)
     beside = target.with_name(f"{target.name}.tmp")
     try:
-        if target.suffix == ".pt":
-            torch.save(whole, beside)
-        else:
-            safetensors_file.write(
-                beside,
-                [
-                    safetensors_file.Entry(name, value.dtype, tuple(value.shape), [value])
-                    for name, value in whole.items()
-                ],
-            )
+        write_state_dict(beside, whole, as_safetensors=target.suffix != ".pt")
         beside.rename(target)
     finally:
         beside.unlink(missing_ok=True)
 
 
-__all__ = ["CheckpointError", "consolidate", "state_dict"]
+def write_state_dict(path: Path, whole: dict[str, Tensor], *, as_safetensors: bool) -> None:
+    """Writes it to a file of safetensors, or one of torch's."""
+    if as_safetensors:
+        entries = [safetensors_file.Entry(name, v.dtype, tuple(v.shape), [v]) for name, v in whole.items()]
+        safetensors_file.write(path, entries)
+    else:
+        torch.save(whole, path)
+
+
+__all__ = ["CheckpointError", "consolidate", "state_dict", "write_state_dict"]

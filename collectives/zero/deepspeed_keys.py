@@ -1,9 +1,9 @@
 """Every key of DeepSpeed's JSON, with its default there, and what becomes of it here.
 
-A key is **used**; or **ignored**, because it is about speed, memory or how losses are scaled on the way, and not about
-what is computed or stored; or **not supported**, and then a
-value that asks for it is refused. Names and defaults are those of DeepSpeed 0.19 (deepspeed/runtime/config.py,
-runtime/constants.py, runtime/zero/config.py, runtime/precision_config.py), which counts sizes in elements.
+A key is **used**; or **ignored**, because it is about speed or memory, and not about what is computed or stored; or
+**not supported**, and then a value that asks for it is refused. Names and defaults are those of DeepSpeed 0.19
+(deepspeed/runtime/config.py, runtime/constants.py, runtime/zero/config.py, runtime/precision_config.py), which counts
+sizes in elements.
 """
 
 from __future__ import annotations
@@ -101,10 +101,12 @@ ZERO: Section = {
     "round_robin_gradients": _ignored("bool", False, _NOT_NEEDED),
     "parameter_alignment": _ignored("bool", False, _NOT_NEEDED),
     "zero_hpz_partition_size": _used("count", 1),
-    "zero_quantized_weights": _used("bool", False),
-    "zero_quantized_nontrainable_weights": _unsupported("bool", False, "frozen weights keep their dtype"),
-    "zero_quantized_gradients": _used("bool", False),
-    "zeropp_loco_param": _unsupported("dict", {}, "quantised gradients have error feedback of another kind"),
+    "zero_quantized_weights": _used("bool", False, "8 bits"),
+    "zero_quantized_nontrainable_weights": _unsupported(
+        "bool", False, "weights that are not trained are held as they are, and sent as zero_quantized_weights says"
+    ),
+    "zero_quantized_gradients": _used("bool", False, "4 bits, in two hops where there are several hosts"),
+    "zeropp_loco_param": _used("dict", {}, "error feedback for quantised gradients, without decay and reset"),
     "mics_shard_size": _used("any", -1),
     "mics_hierarchical_params_gather": _ignored("bool", False, "the communicator chooses its algorithms"),
     "memory_efficient_linear": _ignored("bool", True, _NOT_NEEDED),
@@ -124,9 +126,9 @@ FP16: Section = {
     "loss_scale": _used("number", 0),
     "initial_scale_power": _used("count", 16),
     "loss_scale_window": _used("count", 1000),
-    "hysteresis": _ignored("count", 2, "the scale halves at every overflow"),
-    "consecutive_hysteresis": _ignored("bool", False, "the scale halves at every overflow"),
-    "min_loss_scale": _ignored("number", 1, "the scale may fall to 2^-24"),
+    "hysteresis": _used("count", 2),
+    "consecutive_hysteresis": _used("bool", False),
+    "min_loss_scale": _used("number", 1),
     "fp16_master_weights_and_grads": _unsupported("bool", False, "master weights are fp32"),
 }
 BF16: Section = {

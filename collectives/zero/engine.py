@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from collectives.exchange import gather_json
-from collectives.zero import safetensors_file
 from collectives.zero.checkpoint_errors import CheckpointError
 from collectives.zero.config import Config
-from collectives.zero.consolidate import state_dict
+from collectives.zero.consolidate import state_dict, write_state_dict
 
 torch: Any = importlib.import_module("torch")
 Tensor = Any
@@ -63,6 +62,10 @@ class Engine:
             self.optimizer.scale(loss).backward(retain_graph=retain_graph)
         return loss
 
+    def scale(self, loss: Tensor) -> Tensor:
+        """The loss times the loss scale, for a `backward` of one's own. It is not divided by the accumulation steps."""
+        return self.optimizer.scale(loss)
+
     def step(self, lr_kwargs: Mapping[str, Any] | None = None) -> None:
         """Clips, updates, clears the gradients and steps the schedule, at the last micro-batch of a step."""
         due = self.is_gradient_accumulation_boundary() or not self.config.manages_accumulation
@@ -75,7 +78,8 @@ class Engine:
             limit = self.config.clipping or float("inf")
             self._norm = float(self.optimizer.clip_grad_norm_(limit))
             self._applied = self._norm < float("inf") or not self.config.skips_overflow
-        if self._applied or self.config.precision == "float16":  # there the optimizer skips by itself, and rescales
+        scale = self.config.loss_scale
+        if self._applied or (scale is not None and not scale.static):  # there the optimizer skips, and rescales
             self.optimizer.step()
             self._applied = self._applied and self.optimizer.step_was_applied
         if not self._applied:
@@ -187,27 +191,42 @@ class Engine:
     def load_checkpoint(
         self, load_dir: str | Path, tag: str | None = None, load_module_strict: bool = True,
         load_optimizer_states: bool = True, load_lr_scheduler_states: bool = True, load_module_only: bool = False,
+        custom_load_fn: None = None,
     ) -> tuple[str | None, dict[str, Any] | None]:  # fmt: skip
         """The path and the client state of what was read; (None, None) where `load_dir` has no file `latest`.
 
-        Raises CheckpointError for a checkpoint that is damaged, or is of another model.
+        load_optimizer_states     False: the optimizer's state, its options and the loss scale stay as they are
+        load_lr_scheduler_states  False: so does the schedule
+        load_module_only          True: weights and buffers alone, and no count of steps
+        load_module_strict        False: parameters that only the module or only the checkpoint has are left alone
+
+        Raises CheckpointError for a checkpoint that is damaged, or is of another model; ValueError for a
+        `custom_load_fn`, which would need a whole state dict.
         """
+        if custom_load_fn is not None:
+            raise ValueError("custom_load_fn is not supported: load with load_module_strict=False, or zero.state_dict")
         latest = Path(load_dir) / "latest"
         if tag is None:
             if not latest.exists():
                 return None, None
             tag = latest.read_text().strip()
         path = Path(load_dir) / tag
-        extra = self.optimizer.load(path)
+        with_states = load_optimizer_states and not load_module_only
+        extra = self.optimizer.load(path, weights_only=not with_states, strict=load_module_strict)
+        if load_module_only:
+            return str(path), extra["client_state"]
         for name, value in extra["engine"].items():
             setattr(self, name, value)
         if load_lr_scheduler_states and self.lr_scheduler is not None and extra["lr_scheduler"] is not None:
             self.lr_scheduler.load_state_dict(extra["lr_scheduler"])
         return str(path), extra["client_state"]
 
-    def save_16bit_model(self, save_dir: str | Path, save_filename: str = "model.safetensors") -> bool:
+    def save_16bit_model(
+        self, save_dir: str | Path, save_filename: str = "pytorch_model.bin", exclude_frozen_parameters: bool = False
+    ) -> bool:
         """Writes the whole module's state dict, in the parameters' own dtype, from rank 0. All ranks call it.
 
+        A file named .safetensors is one, any other is for `torch.load`.
         At stage 3 only with stage3_gather_16bit_weights_on_model_save, as in DeepSpeed: returns False without.
         """
         if self.config.stage == 3 and not self.config.gathers_on_save:
@@ -221,8 +240,11 @@ class Engine:
             beside.unlink(missing_ok=True)
             dtypes = {name: parameter.dtype for name, parameter in self.module.named_parameters(remove_duplicate=False)}
             whole = {name: value.to(dtypes.get(name, value.dtype)) for name, value in state_dict(parts).items()}
-            entries = [safetensors_file.Entry(n, v.dtype, tuple(v.shape), [v]) for n, v in whole.items()]
-            safetensors_file.write(beside, entries)
+            if exclude_frozen_parameters:
+                named = self.module.named_parameters(remove_duplicate=False)
+                frozen = {name for name, parameter in named if not parameter.requires_grad}
+                whole = {name: value for name, value in whole.items() if name not in frozen}
+            write_state_dict(beside, whole, as_safetensors=target.suffix == ".safetensors")
             beside.replace(target)
             shutil.rmtree(parts)
         self.optimizer.comm.barrier()

@@ -13,8 +13,10 @@ The order of gathers is noted; from the second time on, what follows is gathered
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -22,8 +24,12 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from collectives.zero.bucket import Bucket
 from collectives.zero.faults import while_doing
+from collectives.zero.gathering import Gathering
 
-__all__ = ["Gathered", "Gatherer"]
+__all__ = ["EXTERNAL", "Gathered", "Gatherer"]
+
+EXTERNAL = "_external_parameters"
+"""The attribute of a module with parameters of others that it uses, by id."""
 
 
 class Gathered:
@@ -35,12 +41,13 @@ class Gathered:
         self.whole = torch.empty(self.layout.numel, dtype=dtype, device=device)
         self.storage, self.nbytes = self.whole.untyped_storage(), self.whole.untyped_storage().nbytes()
         self.views = [self.whole[s.begin : s.end].view(s.parameter.shape) for s in self.layout.slots]
+        self._gathering, self._exact = bucket.settings.movement.gatherings(self.layout)
         self.here = True
         self.users = 0
         self._work: Any = None
         self.let_go()
 
-    def start(self) -> None:
+    def start(self, gathering: Gathering | None = None) -> None:
         """Starts gathering, unless it is here or on its way."""
         if self.here:
             return
@@ -55,7 +62,13 @@ class Gathered:
                 stored.drop()
             return
         with while_doing("gathering the parameters of", self.layout):
-            self._work = comm.all_gather_async(shard, sizes=self.layout.sizes, out=self.whole)
+            self._work = (gathering or self._gathering).start(shard, self.whole, bucket.version)
+
+    def start_exact(self) -> None:
+        """Starts gathering what is not quantised, for others than modules; unless a module is at work on what is."""
+        if self._exact is not self._gathering and not self.users:
+            self.let_go()
+        self.start(self._exact)
 
     def wait(self) -> None:
         """Returns when the parameters are whole."""
@@ -69,6 +82,11 @@ class Gathered:
         for p, view in zip(self.bucket.parameters, self.views, strict=True):
             p.data = view
 
+    @property
+    def secondary_bytes(self) -> int:
+        """Of a second copy, which is kept from one gather to the next."""
+        return self._gathering.held_bytes
+
     def let_go(self) -> None:
         """Gives the memory back."""
         if self.here:
@@ -80,7 +98,8 @@ class Gathered:
     def _settle(self) -> None:
         if self._work is not None:  # gathered ahead, and not needed after all
             work, self._work = self._work, None
-            work.wait()
+            with while_doing("gathering the parameters of", self.layout):
+                self.bucket.settings.traffic.wait(work)
             if self.bucket.stored_shard is not None:
                 self.bucket.stored_shard.drop()
 
@@ -117,6 +136,7 @@ class Gatherer:
         self._now: list[Gathered] = []
         self._handles: list[Any] = []
         self._entered: dict[int, list[Gathered]] = {}
+        self._held: list[list[Gathered]] = []
         inside = {id(m) for unit in units for m in unit.modules() if m is not unit}
         for module in model.modules():
             if id(module) in inside:
@@ -125,14 +145,17 @@ class Gatherer:
             needed = self._needed(module, whole)
             if needed:
                 self._entered[id(module)] = needed
-                self._handles.append(module.register_forward_pre_hook(self._before_forward, with_kwargs=True))
-                self._handles.append(
-                    module.register_forward_hook(self._after_forward, with_kwargs=True, always_call=True)
-                )
+                self._watch(module)
+
+    def _watch(self, module: torch.nn.Module) -> None:
+        self._handles.append(module.register_forward_pre_hook(self._before_forward, with_kwargs=True))
+        self._handles.append(module.register_forward_hook(self._after_forward, with_kwargs=True, always_call=True))
 
     def _needed(self, module: torch.nn.Module, whole: bool) -> list[Gathered]:
         found: list[Gathered] = []
-        for p in module.parameters(recurse=whole):
+        inside = module.modules() if whole else (module,)
+        others = [p for m in inside for p in m.__dict__.get(EXTERNAL, {}).values()]
+        for p in [*module.parameters(recurse=whole), *others]:
             gathered = self._of_parameter.get(id(p))
             if gathered is not None and gathered not in found:
                 found.append(gathered)
@@ -220,12 +243,48 @@ class Gatherer:
         self._order, self._now = self._now, []
 
     def let_go(self) -> None:
-        """Lets everything go, and begins a new order."""
+        """Lets everything go but what is held, which is gathered again, and begins a new order."""
         for g in self.gathered:
             g.users = 0
             g.let_go()
             g.stop_reading()
         self._now = []
+        for g in itertools.chain.from_iterable(self._held):
+            g.start_exact()
+            g.users += 1
+            g.wait()
+
+    @contextmanager
+    def held(self, parameters: Iterable[torch.nn.Parameter]) -> Generator[None]:
+        """Parameters stay whole in the block. All ranks enter and leave it together."""
+        chosen = {g.layout.index: g for p in parameters if (g := self._of_parameter.get(id(p))) is not None}
+        found = [chosen[index] for index in sorted(chosen)]
+        for g in found:
+            g.start_exact()
+            g.users += 1
+        for g in found:
+            g.wait()
+        self._held.append(found)
+        try:
+            yield
+        finally:
+            self._held.remove(found)
+            for g in found:
+                g.users -= 1
+                if not g.users:
+                    g.let_go()
+
+    def attend(self, module: torch.nn.Module, parameter: torch.nn.Parameter) -> None:
+        """Gathers a parameter for a module that uses it without having it."""
+        gathered = self._of_parameter.get(id(parameter))
+        if gathered is None:
+            return
+        needed = self._entered.get(id(module))
+        if needed is None:
+            self._entered[id(module)] = [gathered]
+            self._watch(module)
+        elif gathered not in needed:
+            needed.append(gathered)
 
     def close(self) -> None:
         """Takes the hooks off the modules."""

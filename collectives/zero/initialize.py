@@ -13,6 +13,7 @@ from typing import Any, cast
 from collectives.connect import connect
 from collectives.zero.config import Component, Config, Model, Offloaded, parse
 from collectives.zero.config_report import ConfigError
+from collectives.zero.deepspeed_loss_scale import DeepSpeedLossScale
 from collectives.zero.engine import Engine
 from collectives.zero.offload import HOST, Offload
 from collectives.zero.optimizer import ZeroOptimizer
@@ -59,13 +60,12 @@ def initialize(
         raise ValueError("initialize needs config=, or args with a deepspeed_config")
     comm = connect() if comm is None else comm
     found = parse(given, world_size=comm.size, model=_about(model))
-    _refuse_what_is_not_there(found)
+    movement = _movement(found, comm.size)
     if found.precision != "float32":
         model.to(getattr(torch, found.precision))  # in place: parameters stay the same objects
     kind, groups, options = _optimizer(found.optimizer, optimizer, model, model_parameters)
-    made: Any = ZeroOptimizer(
-        model, kind, stage=found.stage, comm=comm, params=groups, **_settings(found, model), **options
-    )
+    settings = {**_settings(found, model), **movement}
+    made: Any = ZeroOptimizer(model, kind, stage=found.stage, comm=comm, params=groups, **settings, **options)
     schedule = _schedule(found.scheduler, lr_scheduler, made)
     engine = Engine(model, made, schedule, found)
     engine.training_dataloader = _data_loader(training_data, collate_fn, found, comm)
@@ -81,17 +81,26 @@ def _about(model: Any) -> Model:
     return Model(hidden, dtypes.pop() if len(dtypes) == 1 else None)
 
 
-def _refuse_what_is_not_there(config: Config) -> None:
-    """Raises ConfigError for what the config may say and the optimizer cannot do."""
+def _movement(config: Config, ranks: int) -> dict[str, Any]:
+    """How gradients and parameters move. Raises ConfigError for keys that do not fit ranks, stage or others."""
     zero = "zero_optimization."
-    for name, asked in (
-        ("zero_hpz_partition_size", config.hpz_size > 1),
-        ("mics_shard_size", config.mics_size > 0),
-        ("zero_quantized_weights", config.quantized_weights),
-        ("zero_quantized_gradients", config.quantized_gradients),
-    ):
-        if asked:
-            raise ConfigError(f"{zero}{name}: not supported by zero.initialize")
+    hpz, mics = ("zero_hpz_partition_size", config.hpz_size), ("mics_shard_size", config.mics_size)
+    for name, size in (hpz, mics):
+        if size > 1 and ranks % size:
+            raise ConfigError(f"{zero}{name} = {size} does not divide the {ranks} ranks")
+    for name, asked in ((hpz[0], config.hpz_size > 1), ("zero_quantized_weights", config.quantized_weights)):
+        if asked and config.stage != 3:
+            raise ConfigError(f"{zero}{name} is for stage 3, and the stage is {config.stage}")
+    for name, asked in ((hpz[0], config.hpz_size > 1), ("zero_quantized_gradients", config.quantized_gradients)):
+        if asked and config.mics_size > 0:
+            raise ConfigError(f"{zero}{mics[0]} and {name} do not go together")
+    return {
+        "partition": config.mics_size or None,
+        "secondary": config.hpz_size if config.hpz_size > 1 else None,
+        "quantized_weights": 8 if config.quantized_weights else None,
+        "quantized_gradients": 4 if config.quantized_gradients else None,
+        "error_feedback": config.error_feedback,
+    }
 
 
 def _settings(config: Config, model: Any) -> dict[str, Any]:
@@ -109,8 +118,10 @@ def _settings(config: Config, model: Any) -> dict[str, Any]:
         settings["reduce_dtype"] = getattr(torch, reduce_dtype)
     scale = config.loss_scale
     if scale is not None:
-        settings |= {"loss_scale": scale.static or "dynamic", "initial_scale": scale.initial}
-        settings["growth_interval"] = scale.window
+        settings["loss_scale"] = scale.static or DeepSpeedLossScale(
+            max(scale.initial, scale.least), scale.window,
+            hysteresis=scale.hysteresis, consecutive=scale.consecutive, least=scale.least,
+        )  # fmt: skip
     return settings
 
 
@@ -186,7 +197,7 @@ def _schedule(named: Component | None, given: Any, optimizer: Any) -> Any:
             raise ConfigError(f"scheduler.type = {named.type}: neither {known} nor one of torch.optim.lr_scheduler")
     try:
         return make(optimizer, **named.params)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise ConfigError(f"scheduler.params: {error}") from None
 
 

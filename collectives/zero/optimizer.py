@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 
 from collectives.connect import connect
-from collectives.zero import checkpoint, offloaded_bucket
+from collectives.zero import checkpoint, offloaded_bucket, whole
 from collectives.zero.agreement import check_alike
 from collectives.zero.backward import Backward
 from collectives.zero.bucket import Bucket, Settings
@@ -21,11 +21,11 @@ from collectives.zero.gather import Gatherer
 from collectives.zero.gradient import ShardedGradient
 from collectives.zero.layout import BucketLayout, Parameter, buckets
 from collectives.zero.meta import device_of, materialised
+from collectives.zero.movement import Movement, check_movement
 from collectives.zero.offload import Offload, homes
 from collectives.zero.pieces import Piece
 from collectives.zero.precision import LossScale
 from collectives.zero.report import memory
-from collectives.zero.traffic import Traffic
 
 __all__ = ["ZeroOptimizer"]
 
@@ -49,6 +49,16 @@ class ZeroOptimizer(torch.optim.Optimizer):
     comm                a Communicator; None: `collectives.connect()`
     params              what to train, as for torch's optimizers: parameters, or dicts with options of their own.
                         None: all that require gradients
+    partition           the ranks over which all that is partitioned, and beyond which it is replicated (MiCS, HSDP;
+                        reduction.py): "host", a number (of consecutive ranks), or a Communicator of this rank's group.
+                        None: all
+    secondary           stage 3: within which ranks, named likewise, a second copy of the parameters is partitioned,
+                        from which they are gathered until the next update (hpZ; gathering.py). None: there is none
+    quantized_weights   stage 3: parameters are gathered as integers of 8 bits (qwZ). None: as they are
+    quantized_gradients gradients are reduced as integers of 8 or 4 bits (qgZ; quantized_reduction.py), in two hops
+                        where there are several hosts, or groups of `secondary`. None: as they are
+    quantization_block  how many quantised numbers share a scale
+    error_feedback      whether what quantising takes off a gradient is added to the next
     bucket_bytes        at most so many bytes are moved at a time, but at least one parameter
     overlap             whether gradients move while backward runs
     reproducible        whether ranks are combined in the canonical order (collectives/calls.py)
@@ -58,7 +68,8 @@ class ZeroOptimizer(torch.optim.Optimizer):
     prefetch_bytes      stage 3: how much is gathered ahead
     units               stage 3: modules, or classes of modules, whose parameters are gathered and let go as one
     loss_scale          what `scale(loss)` multiplies by: a number, or "dynamic", which begins with `initial_scale` and
-                        doubles after `growth_interval` good steps. None: 1, or use torch.amp.GradScaler
+                        doubles after `growth_interval` good steps, or a LossScale. None: 1, or use
+                        torch.amp.GradScaler
     offload             where to keep what the stage partitions while nobody needs it: a directory on a fast disk, or
                         "host"; an Offload says it for each kind. None: where the model is
     init_parameters     of a model on the meta device (meta.py): gives the parameters of a module their values. None:
@@ -76,6 +87,12 @@ class ZeroOptimizer(torch.optim.Optimizer):
         stage: int = 1,
         comm: Any = None,
         params: Iterable[Any] | None = None,
+        partition: Any = None,
+        secondary: Any = None,
+        quantized_weights: Literal[8] | None = None,
+        quantized_gradients: Literal[8, 4] | None = None,
+        quantization_block: int = 256,
+        error_feedback: bool = True,
         bucket_bytes: int = 8 * _MIB,
         overlap: bool = True,
         reproducible: bool = True,
@@ -84,7 +101,7 @@ class ZeroOptimizer(torch.optim.Optimizer):
         persistence_bytes: int = 64 << 10,
         prefetch_bytes: int = 32 * _MIB,
         units: Sequence[Any] = (),
-        loss_scale: float | Literal["dynamic"] | None = None,
+        loss_scale: float | Literal["dynamic"] | LossScale | None = None,
         initial_scale: float = 65536.0,
         growth_interval: int = 2000,
         offload: Offload | str | Path | None = None,
@@ -95,15 +112,22 @@ class ZeroOptimizer(torch.optim.Optimizer):
             raise ValueError(f"stage={stage} must be 0, 1, 2 or 3")
         if bucket_bytes < 1:
             raise ValueError(f"bucket_bytes={bucket_bytes} must be at least 1")
-        keeps = check_elementwise(optimizer, optimizer_arguments)
+        movement: dict[str, Any] = {
+            "partition": partition, "secondary": secondary, "quantized_weights": quantized_weights,
+            "quantized_gradients": quantized_gradients, "quantization_block": quantization_block,
+            "error_feedback": error_feedback,
+        }  # fmt: skip
+        check_movement(stage, **movement)
         offload = Offload.of(offload, stage)
+        keeps = check_elementwise(optimizer, optimizer_arguments)
         if params is None:
             params = [p for p in model.parameters() if p.requires_grad]
         prototype = optimizer(params, **optimizer_arguments)  # checks the arguments, and fills in defaults
         self._built = False
         super().__init__(prototype.param_groups, prototype.defaults)
         del prototype
-        self._scale = LossScale(loss_scale, initial_scale, growth_interval)
+        own_scale = isinstance(loss_scale, LossScale)
+        self._scale = loss_scale if own_scale else LossScale(loss_scale, initial_scale, growth_interval)
         self.step_was_applied = True
         self._own_comm = comm is None
         self.comm: Any = connect() if comm is None else comm
@@ -115,12 +139,13 @@ class ZeroOptimizer(torch.optim.Optimizer):
             "prefetch_bytes": prefetch_bytes, "overlap": overlap, "optimizer": optimizer.__name__,
             "offload": [where is not None for where in (offload.optimizer, offload.gradients, offload.parameters)],
         }  # fmt: skip
-        check_alike(self.comm, self.parameters, settings)
+        alike = {k: v if isinstance(v, (str, int)) else type(v).__name__ for k, v in movement.items()}
+        check_alike(self.comm, self.parameters, {**settings, **alike})
         device = device_of(self._everything)
+        self._movement = Movement(self.comm, device, reproducible=reproducible, **movement)
         self._settings = Settings(
-            self.comm, stage=stage, reduce_dtype=reduce_dtype, master_weights=master_weights, overlap=overlap,
-            reproducible=reproducible, device=device, traffic=Traffic(self.comm),
-            homes=homes(offload, self.comm, device),
+            self._movement, stage=stage, reduce_dtype=reduce_dtype, master_weights=master_weights, overlap=overlap,
+            device=device, homes=homes(offload, self.comm, device),
         )  # fmt: skip
         whole_units = _modules(model, units)
         owner = _owners(model, whole_units)
@@ -133,7 +158,7 @@ class ZeroOptimizer(torch.optim.Optimizer):
         def partitioned(p: Parameter) -> bool:
             return stage == 3 and p.numel * p.dtype.itemsize >= max(persistence_bytes, 1)
 
-        layouts = buckets(packed, self.comm.size, bucket_bytes, lambda dtype: dtype.itemsize, partitioned)
+        layouts = buckets(packed, self._settings.comm.size, bucket_bytes, lambda dtype: dtype.itemsize, partitioned)
         made: dict[int, Bucket] = {}
 
         def make(layout: BucketLayout) -> None:
@@ -167,6 +192,7 @@ class ZeroOptimizer(torch.optim.Optimizer):
                 )  # fmt: skip
         self._settings.traffic.begin()
         self._built = True
+        whole.living.add(self)
 
     # ---------------------------------------------------------------- making
 
@@ -267,6 +293,33 @@ class ZeroOptimizer(torch.optim.Optimizer):
         self._backward.complete()
         return self._backward.clip(max_norm, norm_type, error_if_nonfinite, self._scale.value)
 
+    def full_tensor(self, parameter: torch.nn.Parameter, key: str = "weight") -> torch.Tensor | None:
+        """The whole of what the optimizer holds of a parameter, on every rank, as a copy. All ranks call it.
+
+        `key` is "weight": what is updated, so float32 for a 16-bit parameter with master weights; or a name of the
+        optimizer's state, such as "exp_avg". None where there is no such state, as before the first step.
+        """
+        return whole.read(self, parameter, key)
+
+    def gathered(
+        self, parameters: Iterable[torch.nn.Parameter], modifier_rank: int | None = None
+    ) -> AbstractContextManager[None]:
+        """In a `with` block, these parameters are whole on every rank, also at stage 3. All ranks enter and leave it.
+
+        Changes are lost (stage 3) or this rank's alone, unless `modifier_rank` says whose become everybody's, master
+        weights included. Raises ValueError for a parameter of another model, and for a rank that is none.
+        """
+        return whole.gathered(self, parameters, modifier_rank)
+
+    def held(self, parameters: Iterable[torch.nn.Parameter]) -> AbstractContextManager[None]:
+        """As `gathered`, for reading alone."""
+        return nullcontext() if self._gatherer is None else self._gatherer.held(parameters)
+
+    def attend(self, module: torch.nn.Module, parameter: torch.nn.Parameter) -> None:
+        """Stage 3: gathers `parameter` for `module`, whose forward uses it though it belongs to another module."""
+        if self._gatherer is not None:
+            self._gatherer.attend(module, parameter)
+
     def full_gradient(self, parameter: torch.nn.Parameter) -> torch.Tensor | None:
         """The whole averaged gradient of a parameter, on every rank; None where it has none. All ranks call it."""
         self._backward.complete()
@@ -281,9 +334,10 @@ class ZeroOptimizer(torch.optim.Optimizer):
     def memory(self) -> dict[str, int]:
         """Bytes of model state that this rank holds now.
 
-        parameters (with those that are not trained), gradients, optimizer (master weights and state); besides, what
-        comes and goes: in_transit (buffers of gradients on their way, and of what is offloaded) and gathered (whole
-        parameters of stage 3). What is offloaded lies in host (pinned memory) and files.
+        parameters (with those that are not trained), gradients, optimizer (master weights and state), secondary (the
+        second copy), error_feedback (what quantising took off gradients); besides, what comes and goes: in_transit
+        (buffers of gradients on their way, and of what is offloaded) and gathered (whole parameters of stage 3). What
+        is offloaded lies in host (pinned memory) and files.
         """
         bucketed = {id(p) for b in self._buckets for p in b.parameters}
         rest = [p for p in self._everything if id(p) not in bucketed]
@@ -292,9 +346,11 @@ class ZeroOptimizer(torch.optim.Optimizer):
     def report(self) -> dict[str, Any]:
         """What this rank has sent and waited for since it was made.
 
-        sent_bytes   payload: gradients and parameters; headers: what ranks told each other to agree, and norms
-        waited_s     seconds in which this rank stood still for a collective
+        sent_bytes   payload: gradients and parameters, and of it what went within the group (of `partition`
+                     or `secondary`, or the host) and beyond; headers: what ranks told each other to agree, and norms
+        waited_s     seconds in which this rank stood still for a collective: communication that was not hidden
         rounds       reductions of all gradients
+        memory       what `memory` gives
         offload      of what is in files: read_bytes, written_bytes; seconds in which threads read, wrote, or did
                      either (reading_s, writing_s, busy_s), and in which this rank stood still for them (waited_s)
         """
@@ -304,11 +360,23 @@ class ZeroOptimizer(torch.optim.Optimizer):
             "memory": self.memory(), "offload": self._settings.homes.counters(),
         }  # fmt: skip
 
+    @property
+    def bytes_sent(self) -> int:
+        """Bytes of gradients and parameters that this rank has sent since the optimizer was made."""
+        return self._settings.traffic.sent_bytes()["payload"]
+
     def measure(self) -> AbstractContextManager[dict[str, float]]:
         """`with opt.measure() as found:` traces the steps in the block, and fills `found` at its end.
 
-        wall_s, and of it communication_s: exposed_s that this rank stood still for, and hidden_s behind computation;
-        sent_bytes, and calls.
+        wall_s            seconds that the block took, and of these
+        communication_s   in which a collective ran on this rank, its waiting for other ranks included. It is the sum
+        exposed_s         of that for which this rank stood still, and
+        hidden_s          of that which ran behind computation
+        sent_bytes        of gradients and parameters, by this rank
+        calls             collectives that ran
+
+        Nothing is communicated for it: each rank measures itself. Raises ValueError where the communicator is being
+        traced already.
         """
         return self._settings.traffic.measure()
 
@@ -332,6 +400,7 @@ class ZeroOptimizer(torch.optim.Optimizer):
     @torch.no_grad()
     def refresh(self) -> None:
         """Working parameters from what was written to pieces. All ranks call it, once all is written."""
+        self._movement.reduction.reset()
         for bucket in self._buckets:
             bucket.follow()
             bucket.publish()
@@ -344,26 +413,33 @@ class ZeroOptimizer(torch.optim.Optimizer):
         """Writes a checkpoint to a folder; `extra` is kept with it, as JSON. All ranks call it; see checkpoint.py."""
         checkpoint.save(self, path, extra)
 
-    def load(self, path: str | Path) -> Any:
-        """Reads a checkpoint of any number of ranks and any stage; returns its `extra`. All ranks call it."""
-        return checkpoint.load(self, path)
+    def load(self, path: str | Path, *, weights_only: bool = False, strict: bool = True) -> Any:
+        """Reads a checkpoint of any number of ranks and any stage; returns its `extra`. All ranks call it.
 
-    def close(self, whole: bool = True) -> None:
+        `weights_only` leaves the optimizer's state and options as they are. Without `strict`, parameters that only the
+        model or only the checkpoint has are left alone.
+        """
+        return checkpoint.load(self, path, weights_only=weights_only, strict=strict)
+
+    def close(self, gather: bool = True) -> None:
         """Takes the hooks off the model, and gives up what is offloaded. All ranks call it.
 
-        The parameters of stage 3 become whole first; `whole=False` leaves them without values, for a model that would
-        not fit into memory.
+        The parameters of stage 3 become whole first; `gather=False` leaves them without values, for a model that
+        would not fit into memory.
         """
         if self._gatherer is not None:
             with torch.no_grad():
-                for gathered in self._gatherer.gathered if whole else ():
+                for gathered in self._gatherer.gathered if gather else ():
+                    gathered.start_exact()
                     gathered.wait()
             self._gatherer.close()
         self._backward.close()
+        whole.living.discard(self)
         for p in self._everything:
             if isinstance(p.grad, ShardedGradient):
                 p.grad = None
         self._settings.homes.close()
+        self._movement.close()
         if self._own_comm:
             self.comm.close()
 

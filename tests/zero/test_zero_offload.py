@@ -195,8 +195,10 @@ def counted(me: Any, directory: str) -> None:
     assert held["parameters"] + held["gradients"] == 0
     assert held["optimizer"] < 1000  # each piece's `step`
     assert abs(held["files"] - 16 * numel) < 0.02 * 16 * numel + (1 << 17), held
-    # What is read: the parameters in forward, in backward, in step; once gradients; state, but for the first step.
-    assert abs(moved["read_bytes"] - (2 * 4 * 4 + 8) * numel) < 0.02 * 40 * numel + (1 << 18), moved
+    # What is read: the parameters in forward, in backward, in step; once gradients; state, but for the first step;
+    # and perhaps, ahead, the parameters for another forward.
+    least = (2 * 4 * 4 + 8) * numel
+    assert least < moved["read_bytes"] < least + 4 * numel + 0.02 * least + (1 << 18), moved
     assert moved["reading_s"] > 0
     opt.close()
     assert opt.memory()["files"] == 0
@@ -258,11 +260,9 @@ def faulty(me: Any, kind: str, directory: str) -> None:
     steps()
     if culprit and kind == "written":
         resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, resource.RLIM_INFINITY))
-    if culprit and kind == "short":
-        store = made[0]._settings.homes.optimizer
-        assert isinstance(store, FileStore)
-        os.ftruncate(store._file.fd, 100_000)
-    me.attempt(steps)
+    short = mock.patch("collectives.zero.store.os.preadv", lambda fd, buffers, offset: 0)
+    with short if culprit and kind == "short" else contextlib.nullcontext():
+        me.attempt(steps)
 
 
 @pytest.mark.parametrize(

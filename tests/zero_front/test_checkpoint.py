@@ -17,7 +17,8 @@ import torch
 from safetensors.torch import load_file
 
 import collectives as cc
-from collectives.zero import CheckpointError, ZeroOptimizer, state_dict
+import tests.torch_ready  # noqa: F401 - ranks are forked from a process that has imported this
+from collectives.zero import CheckpointError, ZeroOptimizer, consolidate, manifest, safetensors_file, state_dict
 
 ROOT = Path(__file__).resolve().parents[2]
 torch.set_num_threads(1)
@@ -146,13 +147,13 @@ def alone(stage: int = 2) -> tuple[Model, ZeroOptimizer]:
 
 def test_a_plain_state_dict_loads_into_a_plain_model(saved: tuple[Path, Model], tmp_path: Path) -> None:
     path, model = saved
-    for output in ("w.safetensors", "w.pt"):
-        done = subprocess.run(
-            [sys.executable, "-m", "bench", "checkpoint", "consolidate", str(path), "-o", str(tmp_path / output)],
-            cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        whole = (load_file if output.endswith("rs") else torch.load)(tmp_path / output)
+    done = subprocess.run(
+        [sys.executable, "-m", "bench", "checkpoint", "consolidate", str(path), "-o", str(tmp_path / "w.safetensors")],
+        cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    consolidate(path, tmp_path / "w.pt")
+    for whole in (load_file(tmp_path / "w.safetensors"), torch.load(tmp_path / "w.pt")):
         plain = Model()
         plain.load_state_dict(whole, strict=True)
         for (name, a), b in zip(plain.named_parameters(), model.parameters(), strict=True):
@@ -239,19 +240,13 @@ def test_a_checkpoint_of_another_model_names_the_parameter(saved: tuple[Path, Mo
             opt.load(saved[0])
 
 
-DIES = """
-import os, signal, sys, torch
-import collectives as cc
-from collectives.zero import ZeroOptimizer, manifest, safetensors_file
+def body_dies(me: Any, path: str, when: str) -> None:
+    def die(*arguments: Any, **options: Any) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
 
-def die(*arguments, **options):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-path, when = sys.argv[1:]
-torch.manual_seed(7)
-model = torch.nn.Linear(9, 9)
-with cc.connect(size=1, rank=0) as comm:
-    opt = ZeroOptimizer(model, torch.optim.SGD, comm=comm, lr=0.1, momentum=0.9)
+    torch.manual_seed(7)
+    model = torch.nn.Linear(9, 9)
+    opt = ZeroOptimizer(model, torch.optim.SGD, comm=me.connect(), lr=0.1, momentum=0.9)
     opt.save(path, "old")
     model(torch.ones(9)).sum().backward()
     opt.step()
@@ -265,16 +260,13 @@ with cc.connect(size=1, rank=0) as comm:
     elif when == "after the rename":
         manifest.Path.replace = (lambda replace: lambda *a: (replace(*a), die()))(manifest.Path.replace)
     opt.save(path, "new")
-"""
 
 
 @pytest.mark.parametrize("when", ["in a shard", "before the manifest", "before the rename", "after the rename"])
-def test_a_crash_leaves_the_old_or_the_new_one(tmp_path: Path, when: str) -> None:
+def test_a_crash_leaves_the_old_or_the_new_one(ranks: Ranks, tmp_path: Path, when: str) -> None:
     path = tmp_path / "c"
-    done = subprocess.run(
-        [sys.executable, "-c", DIES, str(path), when], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    with ranks(1, body_dies, str(path), when) as job:
+        job.ends(0, -signal.SIGKILL)
     with cc.connect(size=1, rank=0) as comm:
         torch.manual_seed(7)
         first = torch.nn.Linear(9, 9).weight.detach()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ from safetensors.torch import load_file
 
 import collectives as cc
 from collectives import zero
-from collectives.zero.schedules import warmup_cosine_lr, warmup_decay_lr, warmup_lr
+from collectives.zero.deepspeed_loss_scale import DeepSpeedLossScale
+from collectives.zero.schedules import TYPES as SCHEDULES
 
 torch.set_num_threads(1)
 BASE: dict[str, Any] = {
@@ -80,8 +82,9 @@ def test_checkpoints_of_the_engine(tmp_path: Path, capsys: pytest.CaptureFixture
         for a, b in zip(first.parameters(), second.parameters(), strict=True):
             assert torch.equal(a, b)
         assert second.save_16bit_model(tmp_path)
-        whole = load_file(tmp_path / "model.safetensors")
-        assert torch.equal(whole["0.weight"], second.module[0].weight)
+        assert second.save_16bit_model(tmp_path, "model.safetensors")
+        for whole in (torch.load(tmp_path / "pytorch_model.bin"), load_file(tmp_path / "model.safetensors")):
+            assert torch.equal(whole["0.weight"], second.module[0].weight)
     assert "gradients are not clipped" in capsys.readouterr().err
 
 
@@ -128,7 +131,15 @@ def test_offload(device: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
         ({"optimizer": {"type": "SGD", "params": {"lrr": 1}}}, "lrr"),
         ({"optimizer": {"type": "Adam", "params": {"max_grad_norm": 1}}}, "gradient_clipping"),
         ({"scheduler": {"type": "Warmup"}}, "WarmupLR"),
-        ({"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 2}}, "hpz"),
+        ({"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 2}}, "hpz_partition_size = 2 does not divide"),
+        ({"zero_optimization": {"stage": 3, "mics_shard_size": 3}}, "mics_shard_size = 3 does not divide the 1 ranks"),
+        ({"zero_optimization": {"stage": 3, "mics_shard_size": "all"}}, "mics_shard_size = 'all'"),
+        ({"zero_optimization": {"stage": 2, "zero_quantized_weights": True}}, "quantized_weights is for stage 3"),
+        (
+            {"zero_optimization": {"stage": 3, "mics_shard_size": 1, "zero_quantized_gradients": True}},
+            "mics_shard_size and zero_quantized_gradients",
+        ),
+        ({"zero_optimization": {"stage": 3, "zero_quantized_nontrainable_weights": True}}, "nontrainable"),
     ],
 )
 def test_configs_that_cannot_be_followed(more: dict[str, Any], words: str) -> None:
@@ -136,22 +147,105 @@ def test_configs_that_cannot_be_followed(more: dict[str, Any], words: str) -> No
         zero.initialize(model=model(), config={**BASE, **more}, comm=comm)
 
 
-def test_schedules() -> None:
-    """Values worked out by hand from the formulas."""
+NUMBERS: dict[str, Any] = json.loads((Path(__file__).parent / "deepspeed/numbers.json").read_text())
 
-    def rates(make: Any, steps: int, **params: Any) -> list[float]:
-        opt = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
-        schedule = make(opt, **params)
-        found: list[float] = []
-        for _ in range(steps):
-            found.append(opt.param_groups[0]["lr"])
+
+def test_schedules_are_deepspeeds() -> None:
+    assert {name for name, *_ in NUMBERS["schedules"]} == set(SCHEDULES)
+    for name, params, rates, momenta in NUMBERS["schedules"]:
+        opt = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
+        schedule = SCHEDULES[name](opt, **params)
+        group, got = opt.param_groups[0], []
+        for _ in rates:
+            got.append((group["lr"], group["betas"][0]))
             schedule.step()
-        return found
+        assert [rate for rate, _ in got] == pytest.approx(rates, rel=1e-12), (name, params)
+        assert [momentum for _, momentum in got] == pytest.approx(momenta, rel=1e-12), (name, params)
 
-    linear = {"warmup_num_steps": 4, "warmup_type": "linear"}
-    assert rates(warmup_lr, 6, **linear) == [0.0, 0.5, 1.0, 1.5, 2.0, 2.0]
-    assert rates(warmup_lr, 4, warmup_num_steps=4) == pytest.approx([0, 1, 1.58496, 2], rel=1e-5)
-    decay = rates(warmup_decay_lr, 9, total_num_steps=8, warmup_max_lr=4.0, **linear)
-    assert decay == pytest.approx([0, 1, 2, 3, 4, 3, 2, 1, 0])
-    cosine = rates(warmup_cosine_lr, 8, total_num_steps=8, cos_min_ratio=0.0, **linear)
-    assert cosine == pytest.approx([0, 0.5, 1.0, 1.5, 1.70711, 1.0, 0.29289, 0.0], abs=1e-5)
+
+def test_the_loss_scale_is_deepspeeds() -> None:
+    assert any(values[-1] is None for *_, values in NUMBERS["loss_scales"])  # one ends at the least scale
+    for hysteresis, consecutive, least, window, overflows, values in NUMBERS["loss_scales"]:
+        scale = DeepSpeedLossScale(256.0, window, hysteresis=hysteresis, consecutive=consecutive, least=least)
+        for number, (overflow, value) in enumerate(zip(overflows, values, strict=True)):
+            if number == 20:  # as a checkpoint does
+                state = scale.state()
+                scale = DeepSpeedLossScale(256.0, window, hysteresis=hysteresis, consecutive=consecutive, least=least)
+                scale.set_state(json.loads(json.dumps(state)))
+            if value is None:
+                with pytest.raises(FloatingPointError):
+                    scale.update(overflow)
+            else:
+                scale.update(overflow)
+                assert scale.value == value, (hysteresis, number)
+
+
+@pytest.mark.parametrize("static", [0, 8])
+def test_fp16_skips_and_forgives(static: float) -> None:
+    config = {
+        **BASE, "gradient_accumulation_steps": 1, "zero_optimization": {"stage": 2},
+        "fp16": {"enabled": True, "initial_scale_power": 4, "hysteresis": 2, "loss_scale": static},
+    }  # fmt: skip
+    with cc.connect(size=1, rank=0) as comm:
+        engine, opt, *_ = zero.initialize(model=model(), config=config, comm=comm)
+        scales, applied = [], []
+        for factor in (1.0, float("inf"), float("inf"), 1.0):
+            before = [p.clone() for p in engine.parameters()]
+            engine.backward(engine(rows(0).half()).float().square().mean() * factor)
+            engine.step()
+            scales.append(opt.loss_scale)
+            applied.append(engine.was_step_applied())
+            same = [torch.equal(a, b) for a, b in zip(before, engine.parameters(), strict=True)]
+            assert any(not one for one in same) if applied[-1] else all(same)
+        assert applied == [True, False, False, True]
+        assert engine.skipped_steps == 2
+        assert scales == ([8.0] * 4 if static else [16.0, 16.0, 8.0, 8.0])
+
+
+def loaded(tmp_path: Path, comm: Any, **flags: Any) -> tuple[Any, Any]:
+    """A fresh engine that has loaded what `test_load_flags` saved, and what it returned."""
+    config = {**BASE, "scheduler": {"type": "OneCycle", "params": {"cycle_min_lr": 0.1, "cycle_max_lr": 0.2}}}
+    engine, *_ = zero.initialize(model=model(), config=config, comm=comm)
+    return engine, engine.load_checkpoint(tmp_path, **flags)
+
+
+def test_load_flags(tmp_path: Path) -> None:
+    with cc.connect(size=1, rank=0) as comm:
+        first, _ = loaded(tmp_path, comm)
+        run(first, range(2))
+        first.save_checkpoint(tmp_path, tag="early")
+        early = [p.detach().clone() for p in first.parameters()]
+        run(first, range(2, 3))
+        first.save_checkpoint(tmp_path, tag="late", client_state={"a": 1})
+
+        def has(flags: dict[str, Any]) -> tuple[bool, bool, int, int]:
+            engine, _ = loaded(tmp_path, comm, **flags)
+            tag = early if flags.get("tag") == "early" else list(first.parameters())
+            weights = all(torch.equal(a, b) for a, b in zip(engine.parameters(), tag, strict=True))
+            states = engine.optimizer.full_tensor(next(engine.parameters()), "exp_avg") is not None
+            return weights, states, engine.global_steps, engine.lr_scheduler.last_batch_iteration
+
+        assert has({}) == (True, True, 3, 2)
+        assert has({"tag": "early"}) == (True, True, 2, 1)
+        assert has({"load_optimizer_states": False}) == (True, False, 3, 2)
+        assert has({"load_lr_scheduler_states": False}) == (True, True, 3, -1)
+        assert has({"load_module_only": True}) == (True, False, 0, -1)
+        assert loaded(tmp_path, comm, load_module_only=True)[1] == (str(tmp_path / "late"), {"a": 1})
+        with pytest.raises(ValueError, match="custom_load_fn"):
+            first.load_checkpoint(tmp_path, custom_load_fn=print)
+
+
+def test_load_without_strict_leaves_alone_what_only_one_side_has(tmp_path: Path) -> None:
+    with cc.connect(size=1, rank=0) as comm:
+        first, *_ = zero.initialize(model=model(), config=BASE, comm=comm)
+        run(first, range(1))
+        first.save_checkpoint(tmp_path)
+        m = torch.nn.Sequential(*model(), torch.nn.Linear(3, 2))
+        m[2] = torch.nn.Identity()
+        engine, *_ = zero.initialize(model=m, config=BASE, comm=comm)
+        own = m[3].weight.detach().clone()
+        with pytest.raises(zero.CheckpointError, match=r"3\.weight"):
+            engine.load_checkpoint(tmp_path)
+        engine.load_checkpoint(tmp_path, load_module_strict=False)
+        assert torch.equal(m[0].weight, first.module[0].weight)
+        assert torch.equal(m[3].weight, own)
