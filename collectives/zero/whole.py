@@ -86,9 +86,7 @@ def write(optimizer: Any, values: Iterable[tuple[Any, Any]], key: str = WEIGHT) 
 
 
 @contextmanager
-def gathered(
-    optimizer: Any, parameters: Iterable[Any], modifier_rank: int | None = None
-) -> Generator[None]:
+def gathered(optimizer: Any, parameters: Iterable[Any], modifier_rank: int | None = None) -> Generator[None]:
     """See ZeroOptimizer.gathered."""
     comm, chosen = optimizer.comm, {_name_of(optimizer, p): p for p in parameters}
     if modifier_rank is not None and not 0 <= modifier_rank < comm.size:
