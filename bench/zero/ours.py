@@ -19,7 +19,7 @@ class Zero:
         self.comm = cc.connect(store=settings.store, rank=settings.rank, size=settings.size)
         self.module, self.inputs, self.targets = model_and_batch(settings)
         self.loss = torch.nn.functional.mse_loss
-        sizes = {"bucket_bytes": settings.bucket_bytes} if settings.bucket_bytes else {}
+        sizes: dict[str, Any] = {"bucket_bytes": settings.bucket_bytes} if settings.bucket_bytes else {}
         self.optimizer: Any = ZeroOptimizer(
             self.module, torch.optim.AdamW, stage=settings.stage, comm=self.comm, **sizes
         )
