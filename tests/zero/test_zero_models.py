@@ -14,6 +14,8 @@ import tests.torch_ready  # noqa: F401 - ranks are forked from a process that ha
 from collectives.zero import ZeroOptimizer
 from tests.canonical import canonical_sum
 
+STEPS = 4
+
 
 class Odd(torch.nn.Module):
     """One of everything. `mode` is how its blocks are checkpointed."""
@@ -122,19 +124,19 @@ def train(comm: Any, steps: int, mode: str = "none", clip: str = "", **own: Any)
 
 def everything(me: Any) -> None:
     comm = me.connect()
-    expected = alone(me.size, 5, None)
+    expected = alone(me.size, STEPS, None)
     for stage in range(4):
         for own in ({}, {"bucket_bytes": 1}, {"persistence_bytes": 0}, {"persistence_bytes": 0, "overlap": False}):
-            got = train(comm, 5, stage=stage, **own)
+            got = train(comm, STEPS, stage=stage, **own)
             assert torch.equal(got, expected), (stage, own, (got - expected).abs().max())
         for mode in ("reentrant", "not reentrant"):
-            got = train(comm, 5, mode, stage=stage, persistence_bytes=0)
+            got = train(comm, STEPS, mode, stage=stage, persistence_bytes=0)
             assert torch.allclose(got, expected, rtol=1e-5, atol=1e-5), (stage, mode, (got - expected).abs().max())
-    clipped = alone(me.size, 5, 0.5)
+    clipped = alone(me.size, STEPS, 0.5)
     first = None
     for stage in range(4):
         for clip in ("torch", "foreach", "own"):
-            got = train(comm, 5, clip=clip, stage=stage, bucket_bytes=3000 * (stage + 1), persistence_bytes=500)
+            got = train(comm, STEPS, clip=clip, stage=stage, bucket_bytes=3000 * (stage + 1), persistence_bytes=500)
             assert torch.allclose(got, clipped, rtol=1e-5, atol=1e-5), (stage, clip, (got - clipped).abs().max())
             first = got if first is None else first
             if stage:
