@@ -260,7 +260,7 @@ def faulty(me: Any, kind: str, directory: str) -> None:
     steps()
     if culprit and kind == "written":
         resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, resource.RLIM_INFINITY))
-    short = mock.patch("collectives.zero.store.os.preadv", lambda fd, buffers, offset: 0)
+    short = mock.patch("collectives.zero.store.os.preadv", return_value=0)
     with short if culprit and kind == "short" else contextlib.nullcontext():
         me.attempt(steps)
 

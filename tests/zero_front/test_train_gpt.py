@@ -18,7 +18,7 @@ import tests.torch_ready  # noqa: F401 - ranks are forked from a process that ha
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = ROOT / "examples/train_gpt.py"
-SMALL = ["--steps", "9", "--width", "32", "--blocks", "2", "--batch", "2", "--length", "32", "--every", "4"]
+SMALL = ["--steps", "6", "--width", "32", "--blocks", "2", "--batch", "2", "--length", "32", "--every", "3"]
 
 _spec = importlib.util.spec_from_file_location("train_gpt", PROGRAM)
 assert _spec is not None
@@ -54,11 +54,11 @@ def test_stages_and_a_resumed_run_have_one_loss_curve(
         curves.append(json.loads(file.read_text()))
     assert curves == 4 * [curves[0]]
     losses = [float.fromhex(loss) for loss in curves[0]]
-    assert len(losses) == 9
-    assert losses[-1] < losses[0] - 0.2
+    assert len(losses) == 6
+    assert losses[-1] < losses[0] - 0.1
 
     checkpoint = ["--checkpoint", str(tmp_path / "checkpoint")]
-    with ranks(2, body_trains, f"file://{tmp_path}/store", 6, ["--stage", "1", *checkpoint]) as job:
+    with ranks(2, body_trains, f"file://{tmp_path}/store", 5, ["--stage", "1", *checkpoint]) as job:
         job.hear_all("there")
         job.kill(0, 1)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1"]
@@ -68,6 +68,6 @@ def test_stages_and_a_resumed_run_have_one_loss_curve(
         cwd=tmp_path, capture_output=True, text=True, timeout=100, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "resumed at step 4" in done.stderr
-    assert re.search(r"step 9/9  loss \d\.\d{4}  [\d,]+ tokens/s", done.stderr), done.stderr
+    assert "resumed at step 3" in done.stderr
+    assert re.search(r"step 6/6  loss \d\.\d{4}  [\d,]+ tokens/s", done.stderr), done.stderr
     assert json.loads((tmp_path / "resumed").read_text()) == curves[0]

@@ -99,7 +99,7 @@ FailureKind Engine::execute(Program& program, const std::vector<char*>& buffers,
 
   traced_ = trace_ == nullptr ? nullptr : &trace_->emplace_back(program, call_, began_s);
 
-  Wait wait{.timeout_s = timeout_s, .interrupted = interrupted};
+  Wait wait{.timeout_s = timeout_s, .background = interrupted == nullptr, .interrupted = interrupted};
   uint32_t passes = 0;
   auto& active = program.active;
   while (!active.empty()) {

@@ -123,6 +123,7 @@ class Engine {
     double timeout_s, idle_since = 0, last_query = 0, last_look = 0, ended_at = 0;
     uint32_t idle = 0;
     bool armed = false;
+    bool background;  // on the progress thread
     const std::function<bool()>* interrupted;
   };
   bool idle(Program& program, Wait& wait);

@@ -212,7 +212,9 @@ class EngineTransport:
         `at` is the number of the call and of the step, by default those of the call that ran last.
         """
         failure = self._engine.failure()
-        assert failure is not None
+        if failure is None:  # a message ends before the engine does
+            assert self._closed
+            raise CommunicatorBroken("the communicator was closed before this call")
         culprit = int(failure["culprit"])
         who = ""
         if 0 <= culprit < self.size:
