@@ -159,7 +159,11 @@ def test_one_of_everything(ranks: Callable[..., contextlib.AbstractContextManage
         pass
 
 
-<<<<<<< HEAD
+@pytest.mark.parametrize("size", [1, 4])
+def test_one_of_everything_in_threads(size: int, threads: Callable[..., list[Any]]) -> None:
+    threads(size, everything)
+
+
 def looks_in_between(me: Any) -> None:
     """A part of the model runs between backward and step, and what follows it is gathered ahead, before the step."""
     comm = me.connect()
@@ -183,8 +187,3 @@ def looks_in_between(me: Any) -> None:
 def test_what_was_gathered_before_a_step_is_gathered_again(ranks: Callable[..., Any]) -> None:
     with ranks(2, looks_in_between):
         pass
-=======
-@pytest.mark.parametrize("size", [1, 4])
-def test_one_of_everything_in_threads(size: int, threads: Callable[..., list[Any]]) -> None:
-    threads(size, everything)
->>>>>>> 3afb0e60451a936bdfb25433af6089f7459152a5
