@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -103,6 +104,37 @@ def test_same_bits_as_in_memory(size: int, ranks: Ranks, tmp_path: Path) -> None
     directory.mkdir()
     with ranks(size, same_bits, str(directory)):
         pass
+
+
+OTHERS: list[dict[str, Any]] = [
+    {"stage": 3, "partition": 2},
+    {"stage": 3, "secondary": 2, "quantized_weights": 8, "quantized_gradients": 4},
+]
+
+
+def beside_others(comm: Any, directory: str) -> None:
+    for own in OTHERS:
+        found: list[torch.Tensor] = []
+        for where in (None, directory):
+            m = model(torch.float32)
+            parameters = list(m.parameters())
+            opt = ZeroOptimizer(m, torch.optim.AdamW, comm=comm, lr=0.01, offload=where, **own)
+            for step in range(3):
+                x = torch.randn(8, 37, generator=torch.Generator().manual_seed(10 * step + comm.rank))
+                m(x).square().mean().backward()
+                opt.step()
+                opt.zero_grad()
+                with opt.gathered(parameters[:2], modifier_rank=1):
+                    if comm.rank == 1:
+                        parameters[0].data[0, 0] = step
+            moments = [opt.full_tensor(p, "exp_avg_sq") for p in parameters]
+            opt.close()
+            found.append(torch.cat([t.detach().reshape(-1) for t in [*parameters, *moments] if t is not None]))
+        assert torch.equal(*found), own
+
+
+def test_beside_other_options(threads: Callable[..., list[Any]], tmp_path: Path) -> None:
+    threads(4, partial(beside_others, directory=str(tmp_path)))
 
 
 class Event:
