@@ -112,11 +112,12 @@ OTHERS: list[dict[str, Any]] = [
 ]
 
 
-def beside_others(comm: Any, directory: str) -> None:
+def beside_others(comm: Any, directory: str, values: dict[str, torch.Tensor]) -> None:
     for own in OTHERS:
         found: list[torch.Tensor] = []
         for where in (None, directory):
-            m = model(torch.float32)
+            m = model(torch.float32)  # whose seed the threads share
+            m.load_state_dict(values)
             parameters = list(m.parameters())
             opt = ZeroOptimizer(m, torch.optim.AdamW, comm=comm, lr=0.01, offload=where, **own)
             for step in range(3):
@@ -134,7 +135,8 @@ def beside_others(comm: Any, directory: str) -> None:
 
 
 def test_beside_other_options(threads: Callable[..., list[Any]], tmp_path: Path) -> None:
-    threads(4, partial(beside_others, directory=str(tmp_path)))
+    values = model(torch.float32).state_dict()
+    threads(4, partial(beside_others, directory=str(tmp_path), values=values))
 
 
 class Event:
