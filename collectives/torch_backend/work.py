@@ -231,13 +231,14 @@ class Completer:
         """Closes the communicator, which ends whatever is under way, and then the threads. Idempotent."""
         if close := self._close_communicator():
             close()
-        with self._lock:
-            threads, self._threads = self._threads, set()
-            _open.discard(self)
+        _open.discard(self)
         self._queue.put(None)
+        with self._lock:
+            threads = self._threads - {threading.current_thread()}
         for thread in threads:
-            if thread is not threading.current_thread():
-                thread.join()
+            thread.join()
+        with self._lock:
+            self._threads = self._threads - threads
 
     def _start(self, body: Callable[..., None], *arguments: Any) -> None:
         thread = threading.Thread(target=body, args=arguments, name=self._name, daemon=True)

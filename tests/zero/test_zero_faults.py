@@ -31,14 +31,22 @@ class Two(torch.nn.Module):
         return x if skip else self.right(x)
 
 
-class Fails(torch.autograd.Function):
+class InBackward(torch.autograd.Function):
+    """Nothing in forward; a call in backward."""
+
     @staticmethod
-    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+    def forward(ctx: Any, x: torch.Tensor, call: Callable[[], Any]) -> torch.Tensor:
+        ctx.call = call
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
-        raise ZeroDivisionError("in backward")
+    def backward(ctx: Any, gradient: torch.Tensor) -> Any:
+        ctx.call()
+        return gradient, None
+
+
+def dies() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def faulty(me: Any, kind: str, stage: int) -> None:
@@ -58,7 +66,7 @@ def faulty(me: Any, kind: str, stage: int) -> None:
         y = m(x, skip=kind == "module" and broken)
         if kind in ("exception", "uncaught") and broken:
             try:
-                Fails.apply(m.left(x)).sum().backward()
+                InBackward.apply(m.left(x), lambda: 1 / 0).sum().backward()
             except ZeroDivisionError:
                 if kind == "uncaught":
                     comm.close()  # as the end of the process does
@@ -106,19 +114,8 @@ class Mortal(torch.optim.SGD):
     def step(self, closure: Any = None) -> Any:
         Mortal.steps_left -= 1
         if Mortal.steps_left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
+            dies()
         return super().step(closure)
-
-
-class Dies(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
-        return x.view_as(x)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
-        os.kill(os.getpid(), signal.SIGKILL)
-        return gradient
 
 
 def target(step: int) -> torch.Tensor:
@@ -134,9 +131,11 @@ def killed(me: Any, stage: int, when: str, path: str) -> None:
 
     def step(number: int, last: bool) -> None:
         x = m.left(torch.ones(3, 40))
-        m.right(Dies.apply(x) if last and when == "backward" else x).sub(target(number)).square().mean().backward()
+        m.right(InBackward.apply(x, dies) if last and when == "backward" else x).sub(
+            target(number)
+        ).square().mean().backward()
         if last and when == "agreement":
-            backward.agree = lambda *arguments: os.kill(os.getpid(), signal.SIGKILL)
+            backward.agree = lambda *arguments: dies()
         Mortal.steps_left = 2 if last and when == "step" else -1
         opt.step()
         opt.zero_grad()
