@@ -70,7 +70,7 @@ class ZeroOptimizer(torch.optim.Optimizer):
         stage: int = 1,
         comm: Any = None,
         params: Iterable[Any] | None = None,
-        bucket_bytes: int = 8 * _MIB,
+        bucket_bytes: int = 32 * _MIB,
         overlap: bool = True,
         reproducible: bool = True,
         reduce_dtype: torch.dtype | None = None,
