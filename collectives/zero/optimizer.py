@@ -93,7 +93,7 @@ class ZeroOptimizer(torch.optim.Optimizer):
         quantized_gradients: Literal[8, 4] | None = None,
         quantization_block: int = 256,
         error_feedback: bool = True,
-        bucket_bytes: int = 8 * _MIB,
+        bucket_bytes: int = 32 * _MIB,
         overlap: bool = True,
         reproducible: bool = True,
         reduce_dtype: torch.dtype | None = None,
