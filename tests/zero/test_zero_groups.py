@@ -107,6 +107,25 @@ def test_a_second_copy_within_the_group(ranks: Ranks) -> None:
         pass
 
 
+def offloaded(me: Any, path: str) -> None:
+    """Groups change nothing of where things are kept, and that changes no bits."""
+    comm = me.connect()
+    expected = train(me, comm, stage=3)
+    for number, options in enumerate(({"partition": 2}, {"secondary": 2})):
+        kept = f"{path}/{number}"
+        if me.rank == 0:
+            Path(kept).mkdir()
+        comm.barrier()
+        assert torch.equal(train(me, comm, stage=3, offload=kept, **options), expected), options
+    quantized = {"stage": 3, "secondary": 2, "quantized_weights": 8, "quantized_gradients": 4}
+    assert torch.equal(train(me, comm, offload=kept, **quantized), train(me, comm, **quantized))
+
+
+def test_groups_and_offload(ranks: Ranks, tmp_path: Path) -> None:
+    with ranks(4, offloaded, str(tmp_path)):
+        pass
+
+
 def odd_groups(me: Any) -> None:
     """Sums of other groups have an order of their own: exact where sums are exact, near elsewhere, equal every time."""
     comm = me.connect()
