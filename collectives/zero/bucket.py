@@ -195,9 +195,11 @@ class Bucket:
         self._earlier, self._into, self._launched, self.sent = earlier, into, True, True
         if s.movement.everybody.size > 1 and layout.numel:
             with while_doing("reducing the gradients of", layout):
-                self._work = s.movement.reduction.start(layout, buffer, into)
-            if not s.overlap:
-                self._wait("reducing the gradients of")
+                if s.overlap:
+                    self._work = s.movement.reduction.start(layout, buffer, into)
+                else:
+                    with s.traffic.exposed():
+                        s.movement.reduction.start(layout, buffer, into).wait()
         elif into is not own:
             into.copy_(own)
 
