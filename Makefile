@@ -50,11 +50,11 @@ deepspeed: .venv-deepspeed/.base  ## DeepSpeed in an environment of its own, for
 benchmark: .venv/.tools .venv/.package  ## micro-benchmarks: plans, proof, programs, call overhead, combine kernels
 	.venv/bin/python -m pytest bench/micro --benchmark-only --benchmark-columns=min,median,iqr,rounds --benchmark-sort=name
 
-# The engine under the compiler's sanitizers: the tests that run real ranks, on an engine built for it in an environment
-# that borrows everything else from .venv. Python itself is not instrumented, hence the preloaded runtime.
-SANITIZE_TESTS ?= tests/engine tests/processes
+# The C++ under the compiler's sanitizers: the tests that run real ranks, and the simulator's, in an environment
+# that has it built so and borrows the rest from .venv. Python itself is not instrumented, hence the preloaded runtime.
+SANITIZE_TESTS ?= tests/processes tests/pure/test_simulate.py
 SANITIZED = LD_PRELOAD="$$(g++ -print-file-name=$(1)) $$(g++ -print-file-name=libstdc++.so)" setarch -R \
-	$(2)/bin/python -m pytest -m "not slow" -p no:cacheprovider --timeout 600 $(wildcard $(SANITIZE_TESTS))
+	$(2)/bin/python -m pytest -m "not slow" -p no:cacheprovider --timeout 600 $(SANITIZE_TESTS)
 
 sanitize: sanitize-address sanitize-thread  ## engine tests under ASan and UBSan, then under TSan
 

@@ -261,8 +261,9 @@ def _native(request: Request, array: Operands, index: int, root: int) -> Native:
     takes = layout.input if array.input is not None else None
     gives = layout.output if array.result is not None or array.make is not None else None
     return Native(
-        request.collective, layout.dtype, layout.item_bytes, layout.op, layout.mean, root, layout.blocks, takes, gives
-    )
+        request.collective, layout.dtype, layout.item_bytes, layout.op, layout.mean, root, layout.blocks, takes, gives,
+        array.model.device.kind,
+    )  # fmt: skip
 
 
 def _plan(request: Request, algorithm: str, size: int, root: int, chooser: Chooser) -> Plan:

@@ -23,12 +23,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
-from collectives.background import Background
 from collectives.buffers import ArrayView, scratch
 from collectives.calls import Request
 from collectives.gpu import Event, Gpu, Memory, Stream, gpu_of
 from collectives.plan import COLLECTIVES
 from collectives.resolve import Operands, total_bytes, would_be_overwritten
+from transports.background import Background
 from transports.base import CPU, Buffer, Device, Started, Transport
 from transports.errors import CollectiveError
 
@@ -82,7 +82,7 @@ class Staging:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
         self._lines: dict[tuple[type[Gpu], Device], _Line] = {}
-        self._background = Background()
+        self._background = Background("treering-staging")
         self._prepared = False  # whether there are functions that the transport runs by itself
 
     # ---------------------------------------------------------------- calls
@@ -184,7 +184,7 @@ class Staging:
 
     def forked(self) -> None:
         """In a forked child: the GPU and the thread are the parent's."""
-        self._background = Background()
+        self._background = Background("treering-staging")
         self._lines.clear()
 
     def close(self) -> None:

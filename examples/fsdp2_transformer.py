@@ -73,6 +73,7 @@ def main() -> None:
     dist.all_reduce(ends, dist.ReduceOp.AVG)
     if rank == 0:
         print(f"{given.backend}: {took_s / given.steps * 1e3:.1f} ms a step, loss {ends[0]:.3f} -> {ends[1]:.3f}")
+    dist.barrier()  # at an exit right after a collective, Gloo's thread may still hold its tensors, and abort
     dist.destroy_process_group()
 
 

@@ -5,6 +5,7 @@
     torchrun --nproc-per-node 4 examples/train_gpt.py --stage 2 --checkpoint /tmp/gpt --resume
 
 The losses are the same at every stage, to the last bit, and after a resume; `--losses FILE` keeps them, exactly.
+Quantised they are others, but hardly worse: try `--stage 3 --quantized-weights 8 --quantized-gradients 4`.
 """
 
 from __future__ import annotations
@@ -85,9 +86,17 @@ def show(step: int, steps: int, loss: float, tokens_per_s: float) -> None:
         print(f"step {step}/{steps}  loss {loss:.4f}  {tokens_per_s:,.0f} tokens/s", file=sys.stderr, flush=True)
 
 
+def group(text: str) -> str | int:
+    return text if text == "host" else int(text)
+
+
 def options() -> argparse.Namespace:
     made = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     made.add_argument("--stage", type=int, choices=range(4), default=2)
+    made.add_argument("--partition", type=group, metavar="GROUP", help="within the host, or groups of so many ranks")
+    made.add_argument("--secondary", type=group, metavar="GROUP", help="stage 3: a second copy within them")
+    made.add_argument("--quantized-weights", type=int, choices=(8,), help="stage 3: bits in which they are gathered")
+    made.add_argument("--quantized-gradients", type=int, choices=(8, 4), help="bits in which they are reduced")
     made.add_argument("--steps", type=int, default=100)
     made.add_argument("--batch", type=int, default=4, help="rows of a rank")
     made.add_argument("--length", type=int, default=64, help="letters of a row")
@@ -112,7 +121,11 @@ def main() -> None:
     data, letters = text()
     with cc.connect() as comm:
         model = Gpt(letters, given.length, given.width, given.heads, given.blocks)
-        opt = ZeroOptimizer(model, torch.optim.AdamW, stage=given.stage, comm=comm, lr=given.lr)
+        opt = ZeroOptimizer(
+            model, torch.optim.AdamW, stage=given.stage, comm=comm, lr=given.lr, partition=given.partition,
+            secondary=given.secondary, quantized_weights=given.quantized_weights,
+            quantized_gradients=given.quantized_gradients,
+        )  # fmt: skip
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(opt, given.steps)
         losses: list[float] = []
         if given.resume:

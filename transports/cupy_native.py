@@ -25,6 +25,8 @@ _BYTES = _TYPES["uint8"]
 def refusal(native: Native) -> str:
     """Why NCCL has no such call; empty when it has. The same on every rank."""
     name, dtype, op = native.collective, _DTYPE_NAMES[native.dtype], _OP_NAMES[native.op]
+    if native.device_kind == "cpu":
+        return "NCCL takes arrays on a GPU only"
     if name not in NATIVES:
         return f"NCCL has no {name} of its own"
     if name in ("reduce_scatter", "all_gather") and len(set(native.blocks)) > 1:

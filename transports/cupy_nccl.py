@@ -130,8 +130,7 @@ class CupyTransport:
 
     def compile(self, program: Program, timeout_s: float, device: Device = CPU) -> Any:
         if device.kind == "cpu":
-            if program.native:
-                raise UnsupportedError("NCCL takes arrays on a GPU only: choose another algorithm for those of the CPU")
+            assert not program.native, "refused"
             return self._engine.compile(program, timeout_s)
         self.check()
         self.ready(device, timeout_s)

@@ -110,7 +110,7 @@ class InprocTransport(PortableTransport):
         with self._hub.changed:
             self._hub.departed.add(self.rank)
         self._hub.touch()
-        self._end_worker()
+        self._background.close()
 
     @property
     def closed(self) -> bool:
@@ -261,7 +261,7 @@ class _Run:
             self.hub.touch()
         self.begun.add(index)
         self.done[index] += ready
-        self.owner.bytes_sent += ready
+        self.owner.bytes_to[channel[1]] += ready
         return True
 
     def _receive(self, index: int, channel: tuple[int, int, int], ready: int) -> bool:

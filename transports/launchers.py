@@ -37,9 +37,9 @@ __all__ = ["Kind", "Launch", "detect", "join"]
 
 Kind = Literal["torchrun", "openmpi", "mpich", "slurm", "file", "given", "single"]
 
-# How often each (job, rank) has joined in this process. A second connect() meets under another name than the
+# How often each (job, directory, rank) has joined in this process. A second connect() meets under another name than the
 # first, on every rank; nothing but the process itself can remember that.
-_joined: Counter[tuple[str, int]] = Counter()
+_joined: Counter[tuple[str, str, int]] = Counter()
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,7 @@ class Launch:
     job             the job's name, equal on all ranks
     found           what it was concluded from, for people
     head            the job's first host, where the launcher names one
+    directory       that a file store is in
     """
 
     kind: Kind
@@ -64,6 +65,7 @@ class Launch:
     head: str | None = None
     open_store: Callable[[str], Store | None] = field(default=lambda _: None, repr=False)
     """A new store for one meeting under the name that is given."""
+    directory: str = ""
 
 
 def detect(
@@ -107,7 +109,7 @@ def detect(
     # A launcher's own name for the job keeps one job's files from the next one's.
     job = around.job if around.kind in ("torchrun", "slurm") else "file"
     around = replace(around, kind="file", job=job, found=found)
-    return replace(around, open_store=partial(FileStore, path))
+    return replace(around, directory=os.path.abspath(path), open_store=partial(FileStore, path))
 
 
 def _always(store: Store) -> Callable[[str], Store]:
@@ -131,7 +133,7 @@ def join(
     """
     settings = read_settings(environ)
     own = check_secret(secret) if secret is not None else settings.secret
-    key = (launch.job, launch.rank)
+    key = (launch.job, launch.directory, launch.rank)
     number = _joined[key]
     store = launch.open_store(f"{launch.job}/{number}") if launch.size > 1 or launch.kind == "given" else None
     # A torch store remembers a meeting that failed; in a file store the others may still be on their way to

@@ -7,6 +7,9 @@ What MPI does not let one see, and what therefore differs from the engine:
 - a rank that computes, or is stopped, does not answer, so a deadline names it without saying which of the two it is.
 - "native" calls are MPI's: they have no deadline, find no mismatch, and Ctrl-C does not reach them.
 
+Arrays on GPUs are handed to an MPI that takes CUDA memory, where there is CuPy to reckon with (mpi_cuda.py); under any
+other MPI they go through memory of the host (collectives/staging.py), and one logged line says so.
+
 Threads: calls in the background need MPI_THREAD_SERIALIZED, and communicators that work at the same time on several
 threads MPI_THREAD_MULTIPLE, which mpi4py asks for. Below that there is an UnsupportedError that says so.
 """
@@ -30,6 +33,8 @@ from transports.errors import RendezvousError, UnsupportedError
 from transports.failures import Names
 from transports.host import host_id
 from transports.launchers import Launch
+from transports.memory import Memory
+from transports.mpi_cuda import CudaMemory, takes_cuda
 from transports.mpi_native import NATIVES, NativeCall, refusal
 from transports.peer import PeerTransport
 from transports.portable import Failed, address_of
@@ -85,14 +90,16 @@ class MpiPeers:
         serialized = self._level == mpi.THREAD_SERIALIZED
         self.one_at_a_time: contextlib.AbstractContextManager[Any] = _serial if serialized else contextlib.nullcontext()
         comm.Set_errhandler(mpi.ERRORS_RETURN)
-        card = json.dumps([host_id(), socket.gethostname()[:64], os.getpid()]).encode().ljust(_CARD_BYTES)
+        mine = [host_id(), socket.gethostname()[:64], os.getpid(), takes_cuda(mpi)]
+        card = json.dumps(mine).encode().ljust(_CARD_BYTES)
         cards = np.empty((self.size, _CARD_BYTES), np.uint8)
         comm.Allgather([np.frombuffer(card, np.uint8), mpi.BYTE], [cards, mpi.BYTE])
         self._cards = [json.loads(bytes(row)) for row in cards]
         hosts: dict[str, list[int]] = {}
-        for rank, (host, _, _) in enumerate(self._cards):
+        for rank, (host, *_) in enumerate(self._cards):
             hosts.setdefault(host, []).append(rank)
         self.hosts = tuple(tuple(ranks) for ranks in hosts.values())
+        self.takes_cuda = all(takes for *_, takes in self._cards)
 
     def check_thread(self, *, background: bool = False) -> None:
         """Raises UnsupportedError where MPI does not allow calls from this thread, or from one in the background."""
@@ -126,7 +133,7 @@ class MpiPeers:
             self.mpi.Request.Testsome(requests)
 
     def who(self, rank: int) -> str:
-        _, host, pid = self._cards[rank]
+        _, host, pid, _ = self._cards[rank]
         return f" (process {pid} on {host})"
 
     def split(self, name: str, members: Sequence[int], rank: int) -> MpiPeers:
@@ -155,17 +162,28 @@ class MpiTransport(PeerTransport):
     def __init__(self, peers: MpiPeers, names: Names, *, name: str = "world") -> None:
         super().__init__(peers, names, name=name)
         self._mpi_peers = peers
+        self._gpus: dict[Device, CudaMemory] = {}
+        if peers.takes_cuda:
+            self.devices = frozenset({"cpu", "cuda"})
 
     def compile(self, program: Program, timeout_s: float, device: Device = CPU) -> Any:
         if program.native:
-            return NativeCall(self._mpi_peers.mpi, self._mpi_peers.comm, program)
+            return NativeCall(self._mpi_peers.mpi, self._mpi_peers.comm, program, self.memory_of(device))
         return super().compile(program, timeout_s, device)
+
+    def memory_of(self, device: Device) -> Memory:
+        if device == CPU:
+            return super().memory_of(device)
+        if device not in self._gpus:
+            self._gpus[device] = CudaMemory(device)
+        return self._gpus[device]
 
     def refuses(self, native: Native) -> str:
         return refusal(native, self._mpi_peers.library)
 
     def start(self, compiled: Any, timeout_s: float, *buffers: Buffer) -> Any:
         self._mpi_peers.check_thread(background=True)
+        compiled.memory.ready()  # the streams of this thread
         return super().start(compiled, timeout_s, *buffers)
 
     def split(self, name: str, members: Sequence[int], rank: int) -> MpiTransport:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from transports.engine import _engine
+from transports.memory import Memory, bytes_at
 from transports.program import DTYPES, OPS, Native, Place, Program
 
 __all__ = ["NATIVES", "NativeCall", "refusal"]
@@ -50,20 +49,24 @@ def refusal(native: Native, library: str) -> str:
 class NativeCall:
     """A program whose work is MPI's."""
 
-    def __init__(self, mpi: Any, comm: Any, program: Program) -> None:
-        self.mpi, self.comm, self.program = mpi, comm, program
+    def __init__(self, mpi: Any, comm: Any, program: Program, memory: Memory) -> None:
+        self.mpi, self.comm, self.program, self.memory = mpi, comm, program, memory
 
     def run(self, addresses: Sequence[int]) -> None:
         """Makes MPI's calls, one for each array. They have no deadline."""
+        self.memory.ready()
         for native in self.program.native:
             _Array(self, native, addresses).run()
 
 
 class _Array:
-    """One array of a call. `input` and `output` are its bytes, None where this rank gives or gets nothing."""
+    """One array of a call. `input` and `output` are its bytes, None where this rank gives or gets nothing; they may be
+    on a GPU, so that nothing here looks into them."""
 
     def __init__(self, call: NativeCall, native: Native, addresses: Sequence[int]) -> None:
         self.mpi, self.comm, self.native, self.program = call.mpi, call.comm, native, call.program
+        self.memory = call.memory
+        self.borrowed: list[memoryview] = []
         self.rank: int = call.comm.Get_rank()
         self.size: int = call.comm.Get_size()
         moves = native.collective not in _REDUCING
@@ -89,10 +92,14 @@ class _Array:
             "scatter": self._scatter, "all_to_all": self._all_to_all, "scan": self._scan, "exscan": self._scan,
             "barrier": self.comm.Barrier,
         }  # fmt: skip
-        calls[self.native.collective]()
+        try:
+            calls[self.native.collective]()
+        finally:
+            for memory in self.borrowed:
+                self.memory.give_back(memory)
         if self.native.mean and self.output is not None:
-            count = self.output.size // self.item_bytes
-            _engine.divide(self.native.dtype, self.address_out, self.address_out, count, self.program.divisor)
+            out = self.address_out
+            self.memory.divide(self.native.dtype, out, out, self.output.size, self.program.divisor)
 
     def _all_reduce(self) -> None:
         self.comm.Allreduce(self._from(), self._to(), self.op)
@@ -104,7 +111,7 @@ class _Array:
     def _scan(self) -> None:
         call = self.comm.Scan if self.native.collective == "scan" else self.comm.Exscan
         # Rank 0 has no part in an exscan's result, but MPI wants a place for one.
-        to = self._to() if self.output is not None else [np.empty_like(self.input), self.type]
+        to = self._to() if self.output is not None else [self._place_for(self.input), self.type]
         call([self._apart(), self.type], to, self.op)
 
     def _reduce_scatter(self) -> None:
@@ -120,7 +127,7 @@ class _Array:
     def _broadcast(self) -> None:
         assert self.output is not None
         if self.input is not None and self.input.ctypes.data != self.output.ctypes.data:
-            np.copyto(self.output, self.input)
+            self.memory.copy(self.input.ctypes.data, self.output.ctypes.data, self.input.size)
         self.comm.Bcast([self.output, self.type], self.native.root)
 
     def _gather(self) -> None:
@@ -151,8 +158,17 @@ class _Array:
     def _apart(self) -> _Bytes | None:
         """The input, copied where the result lies over it in a way that MPI does not allow."""
         if self.input is not None and self.output is not None and np.shares_memory(self.input, self.output):
-            return self.input.copy()
+            copy = self._place_for(self.input)
+            self.memory.copy(self.input.ctypes.data, copy.ctypes.data, self.input.size)
+            return copy
         return self.input
+
+    def _place_for(self, data: _Bytes | None) -> _Bytes:
+        """As many bytes, until the end of the call."""
+        if data is None or not data.size:
+            return np.empty(0, np.uint8)
+        self.borrowed.append(self.memory.borrow(data.size))
+        return np.frombuffer(self.borrowed[-1], np.uint8)
 
     def _bytes(self, place: Place | None, elements: int, addresses: Sequence[int]) -> _Bytes | None:
         if place is None:
@@ -160,5 +176,4 @@ class _Array:
         nbytes = elements * self.item_bytes
         if nbytes == 0:
             return np.empty(0, np.uint8)
-        memory = (ctypes.c_ubyte * nbytes).from_address(addresses[place.buffer] + place.offset_bytes)
-        return np.frombuffer(memoryview(memory).cast("B"), np.uint8)
+        return np.frombuffer(bytes_at(addresses[place.buffer] + place.offset_bytes, nbytes), np.uint8)

@@ -15,8 +15,10 @@ from typing import Any
 
 from transports.base import CPU, Buffer, Device
 from transports.failures import FailureKind, Names
+from transports.memory import HostMemory, Memory
 from transports.peer_control import Control
-from transports.peer_run import Compiled, Run, compiled
+from transports.peer_program import Compiled, compiled
+from transports.peer_run import Run
 from transports.peers import PeerGone, Peers
 from transports.portable import NO_CALL, Failed, PortableTransport, record
 from transports.program import Program
@@ -38,7 +40,7 @@ class PeerTransport(PortableTransport):
         self.number = zlib.crc32(name.encode())
         self._name, self._forked = name, False
         self.abandoned: list[Any] = []  # sends under way when the communicator broke; they hold what they send
-        self._scratch: dict[int, list[memoryview]] = {}
+        self._memory = HostMemory()
 
     @property
     def failure(self) -> dict[str, Any] | None:
@@ -50,7 +52,12 @@ class PeerTransport(PortableTransport):
         return self._closed
 
     def compile(self, program: Program, timeout_s: float, device: Device = CPU) -> Any:
-        return compiled(program)
+        return compiled(program, self.memory_of(device))
+
+    def memory_of(self, device: Device) -> Memory:
+        """What is done with arrays on a device of a kind in `devices`."""
+        assert device == CPU
+        return self._memory
 
     def split(self, name: str, members: Sequence[int], rank: int) -> PeerTransport:
         return PeerTransport(self.peers.split(name, members, rank), self._names, name=f"{self._name}/{name}")
@@ -68,19 +75,10 @@ class PeerTransport(PortableTransport):
         self._closed = True
         if self._forked:
             return  # all that is below is the parent's
-        self._end_worker()
+        self._background.close()  # calls there have been told to end
         with self._turn, contextlib.suppress(PeerGone):  # whoever runs a call in another thread ends it first
             self.control.close()
         self.peers.close()
-
-    def borrow(self, nbytes: int) -> memoryview:
-        """Memory to receive a segment in, until `give_back`."""
-        free = self._scratch.setdefault(nbytes, [])
-        return free.pop() if free else memoryview(bytearray(nbytes))
-
-    def give_back(self, memory: memoryview, nbytes: int) -> None:
-        """Takes back what `borrow` gave, or a part of it."""
-        self._scratch[nbytes].append(memoryview(memory.obj))
 
     def _program(self, compiled: Any) -> Program:
         return compiled.program

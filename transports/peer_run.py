@@ -1,7 +1,8 @@
 """One run of a program on messages: posts what is ready, tests, combines, and posts again.
 
-A step's stream is a header (the fingerprint of the call, as on the engine's wire) and segments of a size that both
-ends know from the step's bytes. Segments are received where they belong, or beside it where they are combined.
+What goes to one peer on one lane begins with a header (the fingerprint of the call, as on the engine's wire). Steps
+follow in segments of a size that both ends know from the step's bytes; a step of no bytes is a header, too. Segments
+are received where they belong, or beside it where they are combined.
 """
 
 from __future__ import annotations
@@ -13,24 +14,24 @@ import struct
 import time
 from collections import deque
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from transports.base import Buffer
-from transports.engine import _engine
 from transports.failures import FailureKind
+from transports.memory import ITEM_BYTES, bytes_at
+from transports.peer_program import OPERANDS, Compiled
 from transports.peers import PeerGone
 from transports.portable import Failed, address_of, record
-from transports.program import COLUMNS, DTYPES, Call, Kind, Program
+from transports.program import Call, Kind
 from transports.tracing import TracedCall, TracedStep
 
 if TYPE_CHECKING:
     from transports.peer import PeerTransport
 
-__all__ = ["Compiled", "Run", "compiled"]
+__all__ = ["Run"]
 
 _HEADER = struct.Struct("<4sIQQIiBBBBIQHxx")  # magic, communicator, then the call, then bytes and lane of the step
 _MAGIC = b"TRP1"
-_LEAST_SEGMENT_BYTES, _MOST_SEGMENT_BYTES = 256 << 10, 1 << 20
 _LOCAL_BYTES = 256 << 10  # a local step is done in pieces, so that sends can begin in between
 _RECEIVES_AHEAD = 3  # segments of one step
 _YIELDS_BEFORE_SLEEP = 2000
@@ -38,62 +39,6 @@ _NAP_S = 0.0001
 _LOOK_EVERY_S = 0.001
 _ASK_EVERY_S = 0.25  # or a fifth of the deadline, whatever is shorter
 _LAST_WORDS_S = 0.2  # from a goodbye to the verdict that what is missing will not come
-
-_OPERANDS = tuple(COLUMNS.index(name) for name in ("a_buffer", "b_buffer", "out_buffer"))
-
-
-class _Queue(NamedTuple):
-    """Steps that happen in order: those to, or from, one peer on one lane; a local step is alone in its queue."""
-
-    kind: int  # SEND, RECV (also for RECV_REDUCE), or COPY for a local step
-    peer: int
-    lane: int
-    steps: tuple[int, ...]
-
-
-class Compiled(NamedTuple):
-    """A program in the shape in which it is run."""
-
-    program: Program
-    rows: list[list[int]]
-    needs: list[list[list[int]]]  # of each step: (step, their first byte, my first byte, bytes)
-    queues: tuple[_Queue, ...]
-    queue_of: list[int]
-    wakes: list[tuple[int, ...]]  # the queues in which steps wait for this one
-    segments: list[int]  # bytes
-    extents: list[int]  # of each buffer, as far as steps touch it
-
-
-def compiled(program: Program) -> Compiled:
-    """The tables that a run looks things up in."""
-    rows: list[list[int]] = program.steps.tolist()
-    table: list[list[int]] = program.dependencies.tolist()
-    needs = [table[row[13] : row[14]] for row in rows]
-    grouped: dict[tuple[int, int, int], list[int]] = {}
-    for i, row in enumerate(rows):
-        kind = Kind.COPY if row[0] > Kind.RECV_REDUCE else Kind.SEND if row[0] == Kind.SEND else Kind.RECV
-        grouped.setdefault((kind, i, 0) if kind == Kind.COPY else (kind, row[1], row[2]), []).append(i)
-    queues = tuple(_Queue(*key, tuple(steps)) for key, steps in grouped.items())
-    queue_of = [0] * len(rows)
-    for number, queue in enumerate(queues):
-        for step in queue.steps:
-            queue_of[step] = number
-    wakes: list[set[int]] = [set() for _ in rows]
-    for i, waits in enumerate(needs):
-        for other, *_ in waits:
-            wakes[other].add(queue_of[i])
-    extents = [0] * program.buffers
-    for row in rows:
-        for column in _OPERANDS:
-            extents[row[column]] = max(extents[row[column]], row[column + 1] + row[12])
-    segments = [_segment_bytes(row[12]) for row in rows]
-    return Compiled(program, rows, needs, queues, queue_of, [tuple(w) for w in wakes], segments, extents)
-
-
-def _segment_bytes(nbytes: int) -> int:
-    """A quarter of the message, so that it streams, within limits; the same at both ends."""
-    quarter = 1 << max((nbytes // 4).bit_length(), 1)
-    return max(_LEAST_SEGMENT_BYTES, min(quarter, _MOST_SEGMENT_BYTES))
 
 
 class _Segment:
@@ -113,11 +58,11 @@ class Run:
         self, owner: PeerTransport, what: Compiled, seq: int, timeout_s: float, buffers: Sequence[Buffer], message: int
     ) -> None:
         self.owner, self.peers, self.control = owner, owner.peers, owner.control
-        self.what, self.rows, self.needs = what, what.rows, what.needs
+        self.what, self.rows, self.needs, self.memory = what, what.rows, what.needs, what.memory
         self.timeout_s, self.message = timeout_s, message
         self.seq, self.call = message or seq, what.program.call
         self.addresses = [address_of(buffer) for buffer in buffers]
-        self.memories = [_memory(a, n) for a, n in zip(self.addresses, what.extents, strict=True)]
+        self.memories = [bytes_at(a, n) for a, n in zip(self.addresses, what.extents, strict=True)]
         count = len(self.rows)
         self.done, self.posted = [0] * count, [0] * count
         self.begun = [False] * count
@@ -137,8 +82,11 @@ class Run:
         self.control.enter(self.seq, self.call, bool(self.message))
         try:
             self.look()
+            self.memory.ready()
             self._loop()
-            self.owner.bytes_sent += sum(row[12] for row in self.rows if row[0] == Kind.SEND)
+            for row in self.rows:
+                if row[0] == Kind.SEND:
+                    self.owner.bytes_to[row[1]] += row[12]
         except PeerGone as gone:
             with contextlib.suppress(PeerGone):
                 self.control.poll()  # its last words, and those of others about it
@@ -282,7 +230,8 @@ class Run:
             if ready < min(segment, nbytes):
                 return False
             self._begin(step)
-            self._post(self.peers.isend(row[1], row[2], memoryview(self._header(row[12], row[2]))), None)
+            if self.what.headed[step]:
+                self._post(self.peers.isend(row[1], row[2], memoryview(self._header(nbytes, row[2]))), None)
         while (begin := self.posted[step]) < nbytes:
             size = min(segment, nbytes - begin)
             if begin + size > ready:
@@ -294,7 +243,7 @@ class Run:
 
     def _receive(self, number: int, step: int) -> bool:
         row = self.rows[step]
-        if not self.begun[step]:
+        if not self.begun[step] and self.what.headed[step]:
             if step not in self.headers:
                 self.headers[step] = memory = bytearray(_HEADER.size)
                 self._post(self.peers.irecv(row[1], row[2], memoryview(memory)), step)
@@ -308,11 +257,11 @@ class Run:
             if begin + size > ready or len(flight) >= _RECEIVES_AHEAD:
                 return False
             if combines:
-                into = self.owner.borrow(segment)[:size]
+                beside = self.memory.borrow(segment)
+                into = beside[:size]
             else:
-                into = self.memories[row[10]][row[11] + begin : row[11] + begin + size]
-            piece = _Segment(step, begin, size, into if combines else None)
-            self._fly(number, piece, self.peers.irecv(row[1], row[2], into))
+                beside, into = None, self.memories[row[10]][row[11] + begin : row[11] + begin + size]
+            self._fly(number, _Segment(step, begin, size, beside), self.peers.irecv(row[1], row[2], into))
         return True
 
     def _fly(self, number: int, piece: _Segment, request: Any) -> None:
@@ -346,11 +295,13 @@ class Run:
         while flight and flight[0].ended:
             piece = flight[0]
             step, row = piece.step, self.rows[piece.step]
+            if not self.begun[step]:
+                self._begin(step)
             if piece.scratch is not None:
                 if self._limit(step) < piece.begin + piece.nbytes:
                     return
                 self._combine(row, piece)
-                self.owner.give_back(piece.scratch, self.what.segments[step])
+                self.memory.give_back(piece.scratch)
             flight.popleft()
             self._advance(step, piece.nbytes)
 
@@ -360,12 +311,12 @@ class Run:
         out = self.addresses[row[10]] + row[11] + piece.begin
         theirs = ctypes.addressof(ctypes.c_char.from_buffer(piece.scratch))
         first, second = (local, theirs) if row[5] else (theirs, local)
-        _engine.combine(row[3], row[4], out, first, second, piece.nbytes // _ITEM_BYTES[row[3]])
+        self.memory.combine(row[3], row[4], first, second, out, piece.nbytes)
 
     def _local(self, number: int, step: int) -> None:
         """Does a piece of a local step."""
         row, done = self.rows[step], self.done[step]
-        item = 1 if row[0] == Kind.COPY else _ITEM_BYTES[row[3]]
+        item = 1 if row[0] == Kind.COPY else ITEM_BYTES[row[3]]
         size = min(self._limit(step) - done, _LOCAL_BYTES)
         size -= size % item
         if size <= 0:
@@ -375,14 +326,14 @@ class Run:
             return
         if not self.begun[step]:
             self._begin(step)
-        a, b, out = (self.addresses[row[column]] + row[column + 1] + done for column in _OPERANDS)
+        a, b, out = (self.addresses[row[column]] + row[column + 1] + done for column in OPERANDS)
         if row[0] == Kind.COPY:
-            ctypes.memmove(out, a, size)
+            self.memory.copy(a, out, size)
         elif row[0] == Kind.DIVIDE:
-            _engine.divide(row[3], out, a, size // item, self.what.program.divisor)
+            self.memory.divide(row[3], a, out, size, self.what.program.divisor)
         else:
             first, second = (a, b) if row[5] else (b, a)
-            _engine.combine(row[3], row[4], out, first, second, size // item)
+            self.memory.combine(row[3], row[4], first, second, out, size)
         self._advance(step, size)
         if self.done[step] < row[12]:
             self._wake(number)
@@ -436,10 +387,3 @@ class Run:
         theirs = record(seq, Call(collective, dtype, op, root, elements, algorithm, extra), bool(message))
         self.control.fail(FailureKind.MISMATCH if ours else FailureKind.WIRE, row[1], self._mine(), theirs=theirs)
         raise Failed(step)
-
-
-_ITEM_BYTES = [nbytes for _, nbytes in sorted(DTYPES.values())]
-
-
-def _memory(address: int, nbytes: int) -> memoryview:
-    return memoryview((ctypes.c_ubyte * nbytes).from_address(address)).cast("B")

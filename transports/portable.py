@@ -4,13 +4,14 @@ failure is raised with its first cause once, and as CommunicatorBroken from then
 
 from __future__ import annotations
 
-import queue
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from transports.background import Background, Job
 from transports.base import CPU, Buffer, Device
 from transports.errors import CollectiveError, CommunicatorBroken
 from transports.failures import FailureKind, Names, exception
@@ -65,15 +66,18 @@ class PortableTransport:
     def __init__(self, rank: int, size: int, hosts: tuple[tuple[int, ...], ...], names: Names) -> None:
         self.rank, self.size, self.hosts, self._names = rank, size, hosts, names
         self.seq = 0  # of the last call that has begun
-        self.bytes_sent = 0
+        self.bytes_to = [0] * size  # payload sent so far, by rank
         self._turn = threading.Lock()
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
-        self._last_job: _Job | None = None
-        self._worker: threading.Thread | None = None
+        self._background = Background("treering")
         self._messages: dict[tuple[bool, int], int] = {}
         self._closed = False
         self._cause: CollectiveError | None = None  # of the failure, once it has been raised
         self._trace: list[TracedCall] | None = None  # while somebody traces
+
+    @property
+    def bytes_sent(self) -> int:
+        """Payload bytes this rank has sent so far."""
+        return sum(self.bytes_to)
 
     # ---------------------------------------------------------------- what a subclass says
 
@@ -107,20 +111,15 @@ class PortableTransport:
     # ---------------------------------------------------------------- calls
 
     def run(self, compiled: Any, timeout_s: float, *buffers: Buffer) -> None:
-        if self._last_job is None or self._last_job.has_ended():
-            self._take_turn(compiled, timeout_s, buffers)
-        else:
+        if self._background.busy:
             self.start(compiled, timeout_s, *buffers).wait(float("inf"))
+        else:
+            self._take_turn(compiled, timeout_s, buffers)
 
-    def start(self, compiled: Any, timeout_s: float, *buffers: Buffer) -> _Job:
-        self._last_job = job = _Job(compiled, timeout_s, buffers)
+    def start(self, compiled: Any, timeout_s: float, *buffers: Buffer) -> Job:
         if self._closed:
             raise CommunicatorBroken("the communicator was closed before this call")
-        if self._worker is None:
-            self._worker = threading.Thread(target=self._work, name="treering", daemon=True)
-            self._worker.start()
-        self._jobs.put(job)
-        return job
+        return self._background.start(partial(self._take_turn, compiled, timeout_s, buffers))
 
     def prepare(self, compiled: Any, timeout_s: float, result: Any, keep: Any, *buffers: Buffer) -> Callable[[], Any]:
         def call() -> Any:
@@ -155,14 +154,6 @@ class PortableTransport:
     def empty(self, nbytes: int) -> memoryview:
         return memoryview(bytearray(nbytes))
 
-    def _work(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            try:
-                self._take_turn(job.compiled, job.timeout_s, job.buffers)
-            except BaseException as error:
-                job.error = error
-            job.ended.set()
-
     def _take_turn(self, compiled: Any, timeout_s: float, buffers: Sequence[Buffer], message: int = 0) -> None:
         with self._turn:
             if not message:
@@ -193,28 +184,3 @@ class PortableTransport:
             ) from self._cause
         self._cause = type(cause)(str(cause))  # without the traceback, which would keep the caller's arrays alive
         raise cause from None
-
-    def _end_worker(self) -> None:
-        """The last part of `close`: calls in the background have been told to end, and are waited for."""
-        self._jobs.put(None)
-        if self._worker is not None and self._worker is not threading.current_thread():
-            self._worker.join()
-
-
-class _Job:
-    """A call in the background."""
-
-    def __init__(self, compiled: Any, timeout_s: float, buffers: Sequence[Buffer]) -> None:
-        self.compiled, self.timeout_s, self.buffers = compiled, timeout_s, buffers
-        self.ended = threading.Event()
-        self.error: BaseException | None = None
-
-    def wait(self, wait_s: float) -> bool:
-        if not self.ended.wait(None if wait_s == float("inf") else wait_s):
-            return False
-        if self.error is not None:
-            raise self.error
-        return True
-
-    def has_ended(self) -> bool:
-        return self.ended.is_set()

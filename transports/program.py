@@ -137,6 +137,7 @@ class Native(NamedTuple):
     blocks: tuple[int, ...]
     input: Place | None
     output: Place | None
+    device_kind: str = "cpu"  # where the arrays are
 
 
 @dataclass(frozen=True)

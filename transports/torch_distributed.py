@@ -180,7 +180,7 @@ class TorchTransport(PortableTransport):
         # To destroy these waits for threads that only the parent has: here they live as long as the process.
         for kept in (self._store, *(layer.group for layer in self._layers.values())):
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(kept))
-        self._forked, self._store, self._worker = True, None, None
+        self._forked, self._store = True, None
         self._layers.clear()
 
     def close(self) -> None:
@@ -190,7 +190,7 @@ class TorchTransport(PortableTransport):
         if self._turn.locked():
             self._abort()
             self._side.close()  # the agreement on a call ends too
-        self._end_worker()
+        self._background.close()  # calls there have been told to end
         with self._turn:  # whoever runs a call in another thread ends it first
             self._layers.clear()
             self._store = None
@@ -238,7 +238,7 @@ class TorchTransport(PortableTransport):
         callers.wait_stream(layer.stream)
 
     def _agree(self, compiled: _Compiled, timeout_s: float) -> None:
-        """Returns when the neighbours make the same call; on a GPU, when all made the one before."""
+        """Returns when the neighbours make the same call; on a GPU, when they made the one before."""
         self._check = compiled.checks[0]
         agreeing, self._agreeing = self._agreeing, None
         if agreeing is not None:
@@ -362,12 +362,12 @@ class TorchTransport(PortableTransport):
 
 
 def _agreement(call: Call, rank: int, size: int) -> Program:
-    """One byte to, and from, the ranks at distances 1, 2, 4, ...: each passes on that it has heard from the others."""
+    """One byte to, and from, the ranks at distances 1, 2, 4, ..., in any order."""
     actions: list[Action] = []
     distance = 1
     while distance < size:
         actions.append(Action(Kind.SEND, 1, peer=(rank + distance) % size, a=Place(0, 0)))
-        actions.append(Action(Kind.RECV, 1, peer=(rank - distance) % size, out=Place(0, 0)))
+        actions.append(Action(Kind.RECV, 1, peer=(rank - distance) % size, out=Place(0, 1 + len(actions))))
         distance *= 2
     return build(actions, call, buffers=1)
 

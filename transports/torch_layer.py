@@ -12,7 +12,7 @@ from time import monotonic
 from typing import Any
 
 from transports.base import CPU, Device
-from transports.engine import _engine
+from transports.memory import HostMemory
 from transports.program import DTYPES, OPS
 
 __all__ = ["TORCH_TYPES", "CudaLayer", "GlooLayer", "tensor_at"]
@@ -22,7 +22,6 @@ TORCH_TYPES = {
     number: {"bool": "uint8", "bytes": "uint8"}.get(name, name) for name, (number, _) in DTYPES.items()
 }  # fmt: skip
 """The names of torch's dtypes by the numbers of ours."""
-_ITEM_BYTES = {number: item_bytes for _, (number, item_bytes) in DTYPES.items()}
 _BOOL = DTYPES["bool"][0]
 
 
@@ -47,8 +46,8 @@ class _CudaBytes:
         }  # fmt: skip
 
 
-class GlooLayer:
-    """The CPU's side: messages of a Gloo process group, and the engine's kernels. `group` is None for one rank.
+class GlooLayer(HostMemory):
+    """The CPU's side: messages of a Gloo process group, and the host's arithmetic. `group` is None for one rank.
 
     timeout_s    how long one message may take; a wait that takes longer raises RuntimeError, as does a connection that
                  ends, and the process group is of no use then
@@ -56,6 +55,7 @@ class GlooLayer:
     """
 
     def __init__(self, torch: Any, group: Any) -> None:
+        super().__init__()
         self._torch, self.group = torch, group
         self.device = CPU
         self.timeout_s = 60.0
@@ -84,15 +84,6 @@ class GlooLayer:
         timeout = timedelta(seconds=self.timeout_s)
         for self.waits_for, work in self._works:  # noqa: B020 - whoever catches an error reads it
             work.wait(timeout)
-
-    def combine(self, dtype: int, op: int, a: int, b: int, out: int, nbytes: int) -> None:
-        _engine.combine(dtype, op, out, a, b, nbytes // _ITEM_BYTES[dtype])
-
-    def copy(self, a: int, out: int, nbytes: int) -> None:
-        ctypes.memmove(out, a, nbytes)
-
-    def divide(self, dtype: int, a: int, out: int, nbytes: int, divisor: int) -> None:
-        _engine.divide(dtype, out, a, nbytes // _ITEM_BYTES[dtype], divisor)
 
     def staging(self, nbytes: int) -> int:
         if self._staging is None or self._staging.numel() < nbytes:
@@ -143,7 +134,8 @@ class CudaLayer:
         if kind.is_floating_point or kind.is_complex:
             torch.div(x, divisor, out=z)
         elif TORCH_TYPES[dtype] in _UNSIGNED:
-            raise TypeError(f"torch has no division of {TORCH_TYPES[dtype]} on a GPU")
+            signed = getattr(torch, _UNSIGNED[TORCH_TYPES[dtype]])
+            z.view(signed).copy_(_quotient(torch, x.view(signed), divisor))
         else:
             torch.div(x, divisor, rounding_mode="trunc", out=z)
 
@@ -166,6 +158,16 @@ class CudaLayer:
 
     def _tensor(self, address: int, nbytes: int) -> Any:
         return tensor_at(self._torch, self.device, address, nbytes)
+
+
+def _quotient(torch: Any, x: Any, divisor: int) -> Any:
+    """x / divisor of unsigned numbers in tensors of the signed type, as torch does not divide the former."""
+    if x.dtype != torch.int64:
+        bits = 8 * x.element_size()
+        return torch.div(x.to(torch.int64) & ((1 << bits) - 1), divisor, rounding_mode="trunc").to(x.dtype)
+    half = torch.div((x >> 1) & ((1 << 63) - 1), divisor, rounding_mode="trunc") * 2  # the quotient, or one less
+    rest = x - half * divisor
+    return half + (rest >= divisor)
 
 
 _OP_NAMES = {number: name for name, number in OPS.items()}

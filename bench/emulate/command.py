@@ -12,7 +12,7 @@ from .cluster import EmulatedCluster
 from .layout import PLACEMENTS, Layout
 from .model import spelled
 from .namespace import EmulationError
-from .rates import parse_rate
+from .rates import rate_argument
 
 # Links are slow on purpose: fewer and smaller calls than on one machine, unless the flags say otherwise.
 DEFAULTS = ("-b", "64K", "-e", "16M", "-f", "4", "-n", "5")
@@ -32,9 +32,15 @@ def parser(prog: str) -> argparse.ArgumentParser:
     flag = made.add_argument
     flag("--hosts", type=int, required=True, metavar="N", help="hosts")
     flag("--ranks-per-host", type=int, default=1, metavar="N", help="ranks on each (1)")
-    flag("--link", type=_rate, required=True, metavar="RATE", help="of a host's link: 200mbit, 1gbit")
+    flag("--link", type=rate_argument, required=True, metavar="RATE", help="of a host's link: 200mbit, 1gbit")
     flag("--racks", type=int, default=1, metavar="N", help="divide the hosts over this many switches (1)")
-    flag("--uplink", type=_rate, default=None, metavar="RATE", help="of the link from a rack's switch to the others")
+    flag(
+        "--uplink",
+        type=rate_argument,
+        default=None,
+        metavar="RATE",
+        help="of the link from a rack's switch to the others",
+    )
     flag("--placement", choices=PLACEMENTS, default="contiguous", help="of ranks over hosts (contiguous)")
     return made
 
@@ -80,10 +86,3 @@ def _measure(cluster: EmulatedCluster, collectives: Sequence[str], flags: Sequen
             if status:
                 return status
     return 0
-
-
-def _rate(text: str) -> float:
-    try:
-        return parse_rate(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 
 UNITS = {"kbit": 10**3, "mbit": 10**6, "gbit": 10**9}
@@ -17,6 +18,14 @@ def parse_rate(text: str) -> float:
     bytes_per_s = float(match[1]) * UNITS[match[2]] / 8
     check_rate(bytes_per_s, text)
     return bytes_per_s
+
+
+def rate_argument(text: str) -> float:
+    """`parse_rate` for argparse."""
+    try:
+        return parse_rate(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def check_rate(bytes_per_s: float, where: str) -> None:

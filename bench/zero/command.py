@@ -7,6 +7,7 @@ so that a noisy minute falls on all. The model, its first weights and the data a
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.util
 import json
 import math
@@ -24,6 +25,9 @@ from ..about import about
 from ..contenders import training, worker
 from ..contenders.training import Settings
 from ..control import Conductor, ContenderError
+from ..emulate import EmulatedCluster, EmulationError
+from ..emulate.rates import rate_argument
+from .forms import FORMS
 
 PEERS = ("ddp", "zero_redundancy", "fsdp2", "deepspeed")
 TIME_FORMAT = "%Y-%m-%d %H:%M:%S"
@@ -36,6 +40,7 @@ class Row(NamedTuple):
     stage: int  # -1 for a peer without stages
     step_ms: float
     sent_bytes: float
+    beyond_bytes: float  # of these, beyond the group; NaN without --group, and for peers
     exposed_ms: float  # NaN where nobody can tell
     peak_bytes: float
 
@@ -43,7 +48,7 @@ class Row(NamedTuple):
 class Trainers(compare.Contender):
     """The processes of one trainer; `measure` and `close` are those of any contender."""
 
-    def __init__(self, name: str, python: Path, settings: Settings) -> None:
+    def __init__(self, name: str, python: Path, settings: Settings, cluster: EmulatedCluster | None) -> None:
         self.name = name
         self._conductor = Conductor()
         self._log = Path(self._conductor.directory) / "log"
@@ -55,9 +60,11 @@ class Trainers(compare.Contender):
         try:
             for rank in range(settings.size):
                 own = settings._replace(rank=rank, store=str(store))
+                where = [] if cluster is None else cluster.command(rank)
+                more = {} if cluster is None else cluster.environment(rank, str(store))
                 self._launch(
-                    [str(python), *module, settings.kind, self._conductor.path, json.dumps(own._asdict())],
-                    _environment(),
+                    [*where, str(python), *module, settings.kind, self._conductor.path, json.dumps(own._asdict())],
+                    {**_environment(), **more},
                 )
             self._conductor.wait_for(settings.size, compare.START_TIMEOUT_S, self._alive)
         except ContenderError as error:
@@ -99,6 +106,15 @@ def parser(prog: str) -> argparse.ArgumentParser:
     flag("--batch", type=_positive, default=8, metavar="N", help="samples a rank and step (8)")
     flag("-n", "--iters", type=_positive, default=5, metavar="N", help="steps in a timed loop (5)")
     flag("--rounds", type=_positive, default=5, metavar="N", help="loops of each, in turn (5)")
+    flag("--group", type=_positive, default=0, metavar="N", help="count N ranks as a host, and what leaves it")
+    flag(
+        "--link",
+        type=rate_argument,
+        default=None,
+        metavar="RATE",
+        help="emulate such hosts, with links of this rate (200mbit)",
+    )
+    flag("--forms", default="", metavar="NAME[,NAME]", help=f"with --group, stage 3 also as {', '.join(FORMS)}")
     flag("--compare", default="", metavar="NAME[,NAME]", help=f"measure beside {', '.join(PEERS)}")
     flag("--deepspeed-python", default=None, metavar="PYTHON", help="the Python that has it (.venv-deepspeed)")
     flag("-J", "--output_file", "--output-file", default=None, metavar="FILE", help="write the figures as JSON")
@@ -113,6 +129,14 @@ def main(argv: Sequence[str], prog: str) -> int:
     stages = [int(word) if word in "0123" and len(word) == 1 else -1 for word in given.stages.split(",")]
     if min(stages) < 0:
         made.error(f"--stages {given.stages}: takes some of 0, 1, 2, 3")
+    forms = list(dict.fromkeys(given.forms.split(","))) if given.forms else []
+    for name in forms:
+        if name not in FORMS:
+            made.error(f"--forms {name!r} is not known; there are {', '.join(FORMS)}")
+    if forms and not given.group:
+        made.error("--forms needs --group")
+    if given.group and given.ranks % given.group:
+        made.error(f"--group {given.group} does not divide --ranks {given.ranks}")
     try:
         buckets = [sizes.parse_size(word) for word in given.buckets.split(",")] if given.buckets else [0]
     except ValueError as error:
@@ -123,16 +147,24 @@ def main(argv: Sequence[str], prog: str) -> int:
             made.error(f"--compare {name!r} is not known; there are {', '.join(PEERS)}")
     if given.output_file and not Path(given.output_file).absolute().parent.is_dir():
         made.error(f"-J {given.output_file}: there is no such folder")
+    if given.link and (not given.group or peers):
+        made.error("--link needs --group, and is not for --compare")
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that trainers are ended on the way
     try:
-        trainers = _entrants(given, stages, buckets, peers)
+        trainers = _entrants(given, stages, buckets, forms, peers)
         start_time = time.strftime(TIME_FORMAT)
         parameters = given.blocks * (2 * given.width * given.hidden + given.width + given.hidden)
         print(
             f"# training step: {given.ranks} ranks, {parameters:,} parameters, fp32, AdamW, batch {given.batch} a rank"
         )
-        rows = measure(trainers, given)
-    except ContenderError as error:
+        with contextlib.ExitStack() as stack:
+            cluster = None
+            if given.link:
+                hosts = given.ranks // given.group
+                cluster = stack.enter_context(EmulatedCluster(hosts, given.group, link_bytes_per_s=given.link))
+                print(f"# {cluster.surroundings().text}")
+            rows = measure(trainers, given, cluster)
+    except (ContenderError, EmulationError) as error:
         print(f"treering: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -152,11 +184,11 @@ def main(argv: Sequence[str], prog: str) -> int:
 
 
 def _entrants(
-    given: Any, stages: Sequence[int], buckets: Sequence[int], peers: Sequence[str]
+    given: Any, stages: Sequence[int], buckets: Sequence[int], forms: Sequence[str], peers: Sequence[str]
 ) -> list[tuple[str, Path, Settings]]:
-    def settings(kind: str, stage: int, bucket_bytes: int = 0) -> Settings:
+    def settings(kind: str, stage: int, bucket_bytes: int = 0, form: str = "") -> Settings:
         model = given.blocks, given.width, given.hidden, given.batch
-        return Settings(kind, stage, -1, given.ranks, "", *model, bucket_bytes)
+        return Settings(kind, stage, -1, given.ranks, "", *model, bucket_bytes, form, given.group)
 
     found = [
         (
@@ -167,6 +199,7 @@ def _entrants(
         for stage in stages
         for size in buckets
     ]
+    found += [(f"stage 3 {form}", Path(sys.executable), settings("zero", 3, buckets[0], form)) for form in forms]
     for name in peers:
         if name == "deepspeed":
             python = _deepspeed_python(given.deepspeed_python)
@@ -185,12 +218,14 @@ def _deepspeed_python(given: str | None) -> Path:
     raise ContenderError(f"deepspeed is not installed: no {found[0]}; run `make deepspeed`, or use --deepspeed-python")
 
 
-def measure(entrants: Sequence[tuple[str, Path, Settings]], given: Any) -> list[Row]:
+def measure(
+    entrants: Sequence[tuple[str, Path, Settings]], given: Any, cluster: EmulatedCluster | None = None
+) -> list[Row]:
     """Starts all, measures them in alternating rounds, ends them."""
     running: list[tuple[Trainers, Settings]] = []
     try:
         for name, python, settings in entrants:
-            running.append((Trainers(name, python, settings), settings))
+            running.append((Trainers(name, python, settings, cluster), settings))
         taken: dict[str, list[float]] = {trainers.name: [] for trainers, _ in running}
         for trainers, _ in running:
             trainers.of("step", 1, warmup=2)
@@ -203,6 +238,7 @@ def measure(entrants: Sequence[tuple[str, Path, Settings]], given: Any) -> list[
                 settings.stage,
                 statistics.median(taken[trainers.name]),
                 trainers.of("sent_bytes", given.iters),
+                trainers.of("beyond_bytes", given.iters) if given.group and settings.kind == "zero" else math.nan,
                 trainers.of("exposed_s", given.iters) * 1e3,
                 trainers.of("peak_bytes", 1),
             )
@@ -214,20 +250,24 @@ def measure(entrants: Sequence[tuple[str, Path, Settings]], given: Any) -> list[
 
 
 def table(rows: Sequence[Row], unit_bytes: float) -> str:
-    """`unit_bytes` is the parameters' size times (N - 1) / N, in which what is sent is told too."""
+    """`unit_bytes` is the parameters' size times (N - 1) / N, in which what is sent is told too; "beyond" of it left
+    the group."""
     lines = [
-        f"# {'':<15}  {'step':>9}  {'sent':>9}  {'sent':>9}  {'exposed':>9}  {'peak':>9}",
-        f"# {'':<15}  {'(ms)':>9}  {'(MB)':>9}  {'(P(N-1)/N)':>10}  {'(ms)':>8}  {'(MB)':>9}",
+        f"# {'':<15}  {'step':>9}  {'sent':>9}  {'sent':>10}  {'beyond':>9}  {'exposed':>8}  {'peak':>9}",
+        f"# {'':<15}  {'(ms)':>9}  {'(MB)':>9}  {'(P(N-1)/N)':>10}  {'(MB)':>9}  {'(ms)':>8}  {'(MB)':>9}",
     ]
     for row in rows:
         units = row.sent_bytes / unit_bytes if unit_bytes else 0.0
-        exposed = "-" if math.isnan(row.exposed_ms) else f"{row.exposed_ms:.1f}"
         lines.append(
-            f"  {row.name:<15}  {row.step_ms:>9.1f}  {row.sent_bytes / 1e6:>9.1f}  {units:>10.3f}  {exposed:>8}  "
-            f"{row.peak_bytes / 1e6:>9.1f}"
+            f"  {row.name:<15}  {row.step_ms:>9.1f}  {row.sent_bytes / 1e6:>9.1f}  {units:>10.3f}  "
+            f"{_known(row.beyond_bytes / 1e6):>9}  {_known(row.exposed_ms):>8}  {row.peak_bytes / 1e6:>9.1f}"
         )
     lines += _ratios(rows)
     return "\n".join(lines)
+
+
+def _known(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.1f}"
 
 
 def _ratios(rows: Sequence[Row]) -> list[str]:

@@ -11,18 +11,23 @@ import collectives as cc
 from collectives.zero import ZeroOptimizer
 
 from ..contenders.training import Settings, model_and_batch, serve
+from .forms import FORMS
 
 
 class Zero:
     def __init__(self, settings: Settings) -> None:
         torch: Any = importlib.import_module("torch")
         self.comm = cc.connect(store=settings.store, rank=settings.rank, size=settings.size)
+        if settings.group:  # as if so many ranks were a host
+            ranks = range(settings.size)
+            self.comm.hosts = tuple(tuple(ranks[i : i + settings.group]) for i in ranks[:: settings.group])
         self.module, self.inputs, self.targets = model_and_batch(settings)
         self.loss = torch.nn.functional.mse_loss
-        sizes: dict[str, Any] = {"bucket_bytes": settings.bucket_bytes} if settings.bucket_bytes else {}
+        more: dict[str, Any] = {"bucket_bytes": settings.bucket_bytes} if settings.bucket_bytes else {}
+        more |= FORMS.get(settings.form, {})
         self.optimizer: Any = ZeroOptimizer(
-            self.module, torch.optim.AdamW, stage=settings.stage, comm=self.comm, **sizes
-        )
+            self.module, torch.optim.AdamW, stage=settings.stage, comm=self.comm, **more
+        )  # fmt: skip
 
     def step(self) -> None:
         self.loss(self.module(self.inputs), self.targets).backward()
@@ -34,6 +39,10 @@ class Zero:
 
     def sent_bytes(self) -> float:
         return float(self.optimizer.bytes_sent)
+
+    def beyond_bytes(self) -> float:
+        """Of these, what left the host."""
+        return float(self.optimizer.report()["sent_bytes"]["beyond"])
 
     def exposed_s(self, steps: int) -> float:
         begun: float = self.optimizer.report()["waited_s"]

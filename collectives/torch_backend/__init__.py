@@ -5,10 +5,11 @@
     import collectives.torch_backend
     torch.distributed.init_process_group("treering")
 
-process_group.py is what torch calls; work.py what an asynchronous call returns; join.py how the ranks of a group come
-together; layout.py turns torch's lists of tensors into single ones; messages.py sends and receives; errors.py has the
-exceptions; doors.py the two ways into FSDP2 and DDP that need no backend. The only part of `collectives`, beside zero/,
-that imports torch.
+process_group.py is what torch calls, with its calls in reductions.py and moves.py over group.py; work.py what an
+asynchronous call returns; join.py how the ranks of a group come together; layout.py turns torch's lists of tensors into
+single ones; messages.py sends and receives; sparse.py sums sparse tensors; monitored.py is a barrier that names who is
+missing; errors.py has the exceptions; doors.py the two ways into FSDP2 and DDP that need no backend. The only part of
+`collectives`, beside zero/, that imports torch.
 """
 
 from __future__ import annotations

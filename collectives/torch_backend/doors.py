@@ -11,6 +11,7 @@
 `comm` is a collectives.Communicator of the same ranks, in the same order, as the mesh or the process group.
 """
 
+import weakref
 from typing import Any
 
 import torch
@@ -28,7 +29,7 @@ _OPS = {hash(dist.ReduceOp.SUM): "sum", hash(dist.ReduceOp.AVG): "mean"}
 class _Door:
     def __init__(self, comm: Communicator) -> None:
         self._comm = comm
-        self._completer = Completer("treering-futures")
+        self._completer = Completer(comm, "treering-futures")
 
     def allocate(self, size: Any, *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         """A buffer for one collective."""
@@ -69,7 +70,7 @@ class ReduceScatter(_Door):
         return DONE
 
 
-_completers: dict[int, Completer] = {}
+_completers: weakref.WeakKeyDictionary[Communicator, Completer] = weakref.WeakKeyDictionary()
 
 
 def ddp_hook(comm: Communicator, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:
@@ -77,5 +78,7 @@ def ddp_hook(comm: Communicator, bucket: dist.GradBucket) -> torch.futures.Futur
     gradients = bucket.buffer()
     with torch_errors():
         pending = comm.all_reduce_async(gradients, op="mean", out=gradients)
-    completer = _completers.setdefault(id(comm), Completer("treering-futures"))
+    completer = _completers.get(comm)
+    if completer is None:
+        completer = _completers[comm] = Completer(comm, "treering-futures")
     return Work(pending, [gradients], completer).get_future().then(lambda done: done.value()[0])

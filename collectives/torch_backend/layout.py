@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-__all__ = ["Finish", "check_dense", "gathered_into", "joined", "put_back", "writable"]
+__all__ = ["Finish", "all_writable", "check_dense", "gathered_into", "joined", "put_back", "together", "writable"]
 
 Finish = Callable[[], None] | None
 
@@ -56,6 +56,25 @@ def writable(tensor: torch.Tensor, *, keep: bool = True) -> tuple[torch.Tensor, 
     if keep:
         work = work.resolve_conj().resolve_neg().contiguous()
     return work, lambda: put_back(tensor, work)
+
+
+def all_writable(tensors: Sequence[torch.Tensor], *, keep: bool) -> tuple[list[torch.Tensor], Finish]:
+    """`writable` of each."""
+    pairs = [writable(tensor, keep=keep) for tensor in tensors]
+    return [target for target, _ in pairs], together([finish for _, finish in pairs])
+
+
+def together(finishes: Sequence[Finish]) -> Finish:
+    """One for all."""
+    needed = [finish for finish in finishes if finish is not None]
+    if not needed:
+        return None
+
+    def finish() -> None:
+        for one in needed:
+            one()
+
+    return finish
 
 
 def put_back(tensor: torch.Tensor, part: torch.Tensor) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from collectives.communicator import Communicator
-from collectives.torch_backend.layout import writable
+from collectives.torch_backend.layout import Finish, writable
 from collectives.torch_backend.work import Completer, Work
 from transports.errors import DeadlineExceeded
 
@@ -23,6 +23,7 @@ class Messages:
     def __init__(self, communicator: Communicator) -> None:
         ranks = range(communicator.size)
         self._mail = communicator.subgroup(ranks, name="messages")
+        self._completer = Completer(self._mail, "treering-message", in_order=False)  # messages end in any order
         self._under_way: list[tuple[Any, torch.Tensor]] = []  # their memory lives as long as they do
 
     def post(self, sends: bool, tensor: torch.Tensor, peer: int, tag: int, timeout_s: float) -> Work:
@@ -31,11 +32,11 @@ class Messages:
         posted = self._mail.post(target, sends=sends, peer=peer, tag=tag, timeout_s=timeout_s)
         self._under_way = [item for item in self._under_way if not item[0].has_ended()]
         self._under_way.append((posted, target))
-        return _MessageWork(posted, [tensor], None if sends else finish)
+        return _MessageWork(posted, [tensor], self._completer, None if sends else finish)
 
     def close(self) -> None:
         """Ends what is under way. Idempotent."""
-        self._mail.close()
+        self._completer.close()
         self._under_way.clear()
 
 
@@ -59,10 +60,10 @@ class _Posted:
 
 
 class _MessageWork(Work):
-    """A message in progress. Messages end in any order, so each future that is asked for has a thread of its own."""
+    """A message in progress."""
 
-    def __init__(self, posted: Any, outputs: list[torch.Tensor], finish: Any) -> None:
-        super().__init__(_Posted(posted), outputs, Completer("treering-message"), finish)
+    def __init__(self, posted: Any, outputs: list[torch.Tensor], completer: Completer, finish: Finish) -> None:
+        super().__init__(_Posted(posted), outputs, completer, finish)
         self._posted = posted
 
     def source_rank(self) -> int:

@@ -4,8 +4,10 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from queue import SimpleQueue
@@ -14,10 +16,11 @@ from typing import Any, Protocol
 import torch
 import torch.distributed as dist
 
+from collectives.communicator import Communicator
 from collectives.torch_backend.errors import raise_as_torch
 from transports.errors import CollectiveError, DeadlineExceeded
 
-__all__ = ["DONE", "Completer", "Pending", "Work"]
+__all__ = ["DONE", "Completer", "Ended", "Pending", "Work"]
 
 
 class Pending(Protocol):
@@ -68,11 +71,11 @@ class Work(dist.Work):
                 if limit_s is not None and not self._has_ended():
                     raise_as_torch(error)
                 self._settle(error)
-            except CollectiveError as error:
+            except Exception as error:
                 self._settle(error)
             else:
                 self._settle(None)
-        if self._recorded is not None and threading.current_thread() is not self._completer.thread:
+        if self._recorded is not None and not self._completer.works_here():
             self._recorded.wait()
         if self._error is not None:
             raise self._error
@@ -129,13 +132,15 @@ class Work(dist.Work):
                 self._settle(None)
         return True
 
-    def _settle(self, error: CollectiveError | None) -> None:
+    def _settle(self, error: Exception | None) -> None:
         with self._lock:
             if self._ended:
                 return
             try:
-                if error is not None:
+                if isinstance(error, CollectiveError):
                     raise_as_torch(error)
+                if error is not None:
+                    raise error
                 if self._finish is not None:
                     self._finish()
             except Exception as failure:
@@ -155,8 +160,12 @@ class _EventEnd:
         self._recorded.set()
 
 
-class _Done(dist.Work):
-    """A call that ended before it returned."""
+class Ended(dist.Work):
+    """A call that ended well before it returned."""
+
+    def __init__(self, outputs: Sequence[torch.Tensor]) -> None:
+        super().__init__()
+        self._outputs = list(outputs)
 
     def wait(self, timeout: timedelta = timedelta(0)) -> bool:
         return True
@@ -171,57 +180,86 @@ class _Done(dist.Work):
         return None
 
     def result(self) -> list[torch.Tensor]:
-        return []
+        return self._outputs
 
     def synchronize(self) -> None:
         pass
 
     def get_future(self) -> Any:
         future: Any = torch.futures.Future()  # pyright: ignore[reportUnknownVariableType]
-        future.set_result([])
+        future.set_result(self._outputs)
         return future
 
 
-DONE = _Done()
+DONE = Ended([])
 """What blocking calls return: torch drops it, and making one costs as much as moving a kilobyte."""
 
 
 class Completer:
-    """Completes the futures of calls that end in the order in which they are added, on a thread of its own.
+    """Completes the futures of a communicator's calls, on a thread of Python's.
 
-    The thread is made with the first future. It takes the GIL only to wake up, to complete and to sleep again.
-    `once`: it ends after one.
+    in_order    the calls end in the order in which they are added: one thread does for all. Otherwise each has its own.
+
+    A thread that needs the GIL while Python ends is ended itself, and in the middle of C++ that aborts the process. So
+    `close` ends the threads, at the latest at Python's exit.
     """
 
-    def __init__(self, name: str, *, once: bool = False) -> None:
-        self._name, self._once = name, once
+    def __init__(self, communicator: Communicator, name: str, *, in_order: bool = True) -> None:
+        self._close_communicator = weakref.WeakMethod(communicator.close)
+        self._name, self._in_order = name, in_order
         self._queue: SimpleQueue[tuple[Work, Any] | None] = SimpleQueue()
-        self.thread: threading.Thread | None = None
+        weakref.finalize(communicator, self._queue.put, None)
+        self._threads: set[threading.Thread] = set()
         self._lock = threading.Lock()
+        _open.add(self)
 
     def add(self, work: Work, future: Any) -> None:
         """Completes `future` once `work` has ended."""
         with self._lock:
-            if self.thread is None:
-                self.thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-                self.thread.start()
-        self._queue.put((work, future))
+            if self._in_order:
+                self._queue.put((work, future))
+                if not self._threads:
+                    self._start(self._complete_all)
+            else:
+                self._start(self._complete, work, future)
+
+    def works_here(self) -> bool:
+        """Whether the caller is a thread of this completer."""
+        return threading.current_thread() in self._threads
 
     def close(self) -> None:
-        """Ends the thread, once what was added has ended. Idempotent."""
+        """Closes the communicator, which ends whatever is under way, and then the threads. Idempotent."""
+        if close := self._close_communicator():
+            close()
+        _open.discard(self)
+        self._queue.put(None)
         with self._lock:
-            thread, self.thread = self.thread, None
-        if thread is not None:
-            self._queue.put(None)
-            if thread is not threading.current_thread():
-                thread.join()
+            threads = self._threads - {threading.current_thread()}
+        for thread in threads:
+            thread.join()
+        with self._lock:
+            self._threads = self._threads - threads
 
-    def _run(self) -> None:
+    def _start(self, body: Callable[..., None], *arguments: Any) -> None:
+        thread = threading.Thread(target=body, args=arguments, name=self._name, daemon=True)
+        self._threads = {other for other in self._threads if other.is_alive()} | {thread}  # before it asks works_here
+        thread.start()
+
+    def _complete_all(self) -> None:
         while (item := self._queue.get()) is not None:
-            work, future = item
-            with contextlib.suppress(Exception):  # the future tells it
-                work.wait()
-            future.set_result(None)
-            del item, work, future  # nothing of a call that has ended is held until the next one
-            if self._once:
-                return
+            self._complete(*item)
+            del item  # nothing of a call that has ended is held until the next one
+
+    def _complete(self, work: Work, future: Any) -> None:
+        with contextlib.suppress(Exception):  # the future tells it
+            work.wait()
+        future.set_result(None)
+
+
+_open: weakref.WeakSet[Completer] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    for completer in list(_open):
+        completer.close()

@@ -4,8 +4,8 @@
 
     opt = ZeroOptimizer(model, torch.optim.AdamW, stage=3, lr=1e-3)
 
-Read optimizer.py first. layout.py says who owns what, backward.py how gradients move, gather.py how the parameters of
-stage 3 come and go. May import torch, and what `collectives` may.
+Read optimizer.py first. layout.py says who owns what, backward.py when gradients move, gather.py when the parameters of
+stage 3 come and go, movement.py between which ranks and in how many bits. May import torch, and what `collectives` may.
 
 What checkpoints are built on, at any number of ranks and any stage:
     opt.parameters     every logical parameter of the model: name, shape, numel, dtype, group (-1: not trained)

@@ -286,8 +286,9 @@ class Backward:
         inside = [min(max(b - slot.begin, 0), slot.parameter.numel) for b in bounds]
         sizes = [b - a for a, b in itertools.pairwise(inside)]
         mine = own[0].contiguous() if own else torch.empty(0, dtype=bucket.grad_dtype)
+        comm = bucket.settings.comm
         with while_doing("gathering the gradient of", slot.parameter.name):
-            whole = self.comm.all_gather(mine, sizes=sizes) if self.comm.size > 1 else mine
+            whole = comm.all_gather(mine, sizes=sizes) if comm.size > 1 else mine
         return whole.to(p.dtype).view(slot.parameter.shape)
 
     def active(self, bucket: Bucket) -> list[bool]:
@@ -313,13 +314,14 @@ class Backward:
         known = self._norms.get(order)
         if known is None:
             parts: list[list[torch.Tensor]] = [[] for _ in self.parameters]
+            comm = self.buckets[0].settings.comm if self.buckets else self.comm  # within which parts are not replicated
             for number, (bucket, place) in self.place.items():
                 if bucket.reduced[place]:
                     slot = bucket.layout.slots[place]
                     found = bucket.parts(slot)
-                    parts[number] = found if not bucket.everything or self.comm.rank == 0 else []
+                    parts[number] = found if not bucket.everything or comm.rank == 0 else []
             with self._traffic.header(), while_doing("computing the norms of", from_to(self.layouts)):
-                known = self._norms[order] = norms(self.comm, parts, order)
+                known = self._norms[order] = norms(comm, parts, order)
         return known
 
     def any_rank(self, flag: torch.Tensor) -> None:

@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
-from collectives.work import Work
 from collectives.zero.faults import while_doing
 from collectives.zero.layout import BucketLayout, Slot
 from collectives.zero.memory import Pool, registered
+from collectives.zero.movement import Movement
 from collectives.zero.pieces import cut
 
 __all__ = ["Bucket", "Settings"]
@@ -28,24 +28,20 @@ __all__ = ["Bucket", "Settings"]
 class Settings:
     """What all buckets have in common.
 
-    comm             the ranks that share the parts
+    movement         how gradients and parameters move; comm: the ranks that share the parts
     stage            0 to 3
     reduce_dtype     of gradients on the way; None: the parameters' own
     master_weights   whether 16-bit parameters are updated in float32
     overlap          whether collectives run in the background
-    reduce           the algorithm of reduce-scatters; reproducible: whether its order is the canonical one
     """
 
     def __init__(
-        self, comm: Any, *, stage: int, reduce_dtype: torch.dtype | None, master_weights: bool, overlap: bool,
-        reproducible: bool, device: torch.device, traffic: Any,
+        self, movement: Movement, *, stage: int, reduce_dtype: torch.dtype | None, master_weights: bool, overlap: bool,
+        device: torch.device,
     ) -> None:  # fmt: skip
-        self.comm, self.stage, self.reduce_dtype, self.overlap = comm, stage, reduce_dtype, overlap
-        self.master_weights, self.reproducible, self.device = master_weights, reproducible, device
-        self.pool, self.traffic = Pool(comm, device), traffic
-        # Both send each byte once, (N - 1) / N of the bucket from every rank, and combine in the canonical order.
-        few = comm.size <= 16 or comm.size & (comm.size - 1)
-        self.algorithm = "auto" if not reproducible else "direct_canonical" if few else "halving_canonical"
+        self.movement, self.comm, self.traffic = movement, movement.comm, movement.traffic
+        self.stage, self.reduce_dtype, self.overlap = stage, reduce_dtype, overlap
+        self.master_weights, self.device, self.pool = master_weights, device, Pool(movement.comm, device)
 
 
 class Bucket:
@@ -69,8 +65,9 @@ class Bucket:
         self.local, self.reduced, self.kept = [False] * count, [False] * count, [False] * count
         self.arrived, self.missing = [False] * count, count  # gradients of the backward that runs
         self.sent = False  # in this round
+        self.version = 0  # of the parameters: how often they were published
         self._launched = self._earlier = False
-        self._work: Work | None = None
+        self._work: Any = None
         self._into: torch.Tensor | None = None
         self._place_parameters()
         self._make_pieces()
@@ -84,8 +81,8 @@ class Bucket:
         whole = registered(s.comm, layout.numel, layout.dtype, s.device)
         for slot, p in zip(layout.slots, self.parameters, strict=True):
             whole[slot.begin : slot.end].copy_(p.detach().reshape(-1))
-        if s.comm.size > 1 and layout.numel:
-            s.comm.broadcast(whole, root=0, out=whole)
+        if s.movement.everybody.size > 1 and layout.numel:
+            s.movement.everybody.broadcast(whole, root=0, out=whole)
         if partitioned:
             self.shard = registered(s.comm, self.end - self.begin, layout.dtype, s.device)
             self.shard.copy_(whole[self.begin : self.end])
@@ -106,7 +103,7 @@ class Bucket:
         apart = self.trained and s.master_weights and layout.dtype in (torch.float16, torch.bfloat16)
         self.master = working.float() if apart else working
         self.separate_master = apart
-        mine = range(self.begin, self.end)
+        mine = range(self.begin, self.end if s.movement.primary else self.begin)
         self.pieces = cut(layout.stretches(self.first, last), self.master, self.first, mine)
         self.optimizer: torch.optim.Optimizer | None = None
 
@@ -122,6 +119,8 @@ class Bucket:
 
     def add(self, number: int, gradient: torch.Tensor, onto: bool) -> None:
         """Takes this rank's gradient of a slot, onto what there is of it since the last reduction, if `onto`."""
+        with while_doing("reducing gradients, among them those of", self.layout):
+            self.settings.movement.reduction.advance()
         buffer = self._buffer()
         slot = self.layout.slots[number]
         place = buffer[slot.begin : slot.end].view(slot.parameter.shape)
@@ -164,14 +163,11 @@ class Bucket:
         if not self.keeps_buffer:
             into = torch.empty_like(own) if earlier or self.grad is None else self.grad
         self._earlier, self._into, self._launched, self.sent = earlier, into, True, True
-        if s.comm.size > 1 and layout.numel:
-            options = {"op": "mean", "sizes": layout.sizes, "algorithm": s.algorithm, "reproducible": s.reproducible}
+        if s.movement.everybody.size > 1 and layout.numel:
             with while_doing("reducing the gradients of", layout):
-                if s.overlap:
-                    self._work = s.comm.reduce_scatter_async(buffer, out=into, **options)
-                else:
-                    with s.traffic.exposed():
-                        s.comm.reduce_scatter(buffer, out=into, **options)
+                self._work = s.movement.reduction.start(layout, buffer, into)
+            if not s.overlap:
+                self._wait("reducing the gradients of")
         elif into is not own:
             into.copy_(own)
 
@@ -268,6 +264,7 @@ class Bucket:
     def publish(self) -> None:
         """Working parameters from the master weights of their owners; `published` waits for it."""
         s, layout = self.settings, self.layout
+        self.version += 1
         if self.separate_master:
             working = self.full if self.everything else self.shard
             assert working is not None

@@ -80,6 +80,7 @@ class Config:
     mics_size: int
     quantized_weights: bool
     quantized_gradients: bool
+    error_feedback: bool
     offload_optimizer: Offload | None
     offload_parameters: Offload | None
     optimizer: Component | None
@@ -154,9 +155,10 @@ def parse(config: Mapping[str, Any] | str | Path, *, world_size: int, model: Mod
         prefetch_elems=values[f"{zero}{prefetch}"] if said(prefetch) else None,
         persistence_elems=values[f"{zero}{persistence}"] if said(persistence) else None,
         hpz_size=_at_least_one(values, f"{zero}zero_hpz_partition_size"),
-        mics_size=int(values[f"{zero}mics_shard_size"]),
+        mics_size=_mics_size(values[f"{zero}mics_shard_size"]),
         quantized_weights=values[f"{zero}zero_quantized_weights"],
         quantized_gradients=values[f"{zero}zero_quantized_gradients"],
+        error_feedback=bool(values[f"{zero}zeropp_loco_param"]),
         offload_optimizer=optimizer_offload,
         offload_parameters=parameters_offload,
         optimizer=_component(values, "optimizer"),
@@ -168,6 +170,13 @@ def parse(config: Mapping[str, Any] | str | Path, *, world_size: int, model: Mod
         drop_last=values["dataloader_drop_last"],
         report=Report(reading.lines, tuple(remarks)),
     )
+
+
+def _mics_size(value: Any) -> int:
+    """0 for none, which DeepSpeed writes as -1."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < -1:
+        raise ConfigError(f"zero_optimization.mics_shard_size = {value!r}: a number of ranks is expected, or -1")
+    return max(value, 0)
 
 
 def _auto(name: str, model: Model) -> Any:

@@ -101,10 +101,12 @@ ZERO: Section = {
     "round_robin_gradients": _ignored("bool", False, _NOT_NEEDED),
     "parameter_alignment": _ignored("bool", False, _NOT_NEEDED),
     "zero_hpz_partition_size": _used("count", 1),
-    "zero_quantized_weights": _used("bool", False),
-    "zero_quantized_nontrainable_weights": _unsupported("bool", False, "frozen weights keep their dtype"),
-    "zero_quantized_gradients": _used("bool", False),
-    "zeropp_loco_param": _unsupported("dict", {}, "quantised gradients have error feedback of another kind"),
+    "zero_quantized_weights": _used("bool", False, "8 bits"),
+    "zero_quantized_nontrainable_weights": _unsupported(
+        "bool", False, "weights that are not trained are held as they are, and sent as zero_quantized_weights says"
+    ),
+    "zero_quantized_gradients": _used("bool", False, "4 bits, in two hops where there are several hosts"),
+    "zeropp_loco_param": _used("dict", {}, "error feedback for quantised gradients, without decay and reset"),
     "mics_shard_size": _used("any", -1),
     "mics_hierarchical_params_gather": _ignored("bool", False, "the communicator chooses its algorithms"),
     "memory_efficient_linear": _ignored("bool", True, _NOT_NEEDED),

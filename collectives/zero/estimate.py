@@ -11,12 +11,17 @@ section 3 and figure 1), in bytes per rank:
 
 In fp32 there are no master weights: 4 + 4 + 8 bytes. Activations, buffers of communication and what an allocator keeps
 are not in it. What a rank sends in a step is 2 P (N - 1) / N elements, and 3 P (N - 1) / N at stage 3.
+
+Partitioned within groups of g ranks (MiCS, HSDP), N in the table is g; the group is sent what all were before, and
+besides 2 (P / g) (m - 1) / m elements go beyond it, where there are m groups. A second copy within groups (hpZ) takes
+P / g more parameters, and one of the three passes of stage 3 sends P (g - 1) / g, which stay in the group.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 KINDS = ("parameters", "gradients", "master", "states")
@@ -59,13 +64,16 @@ def estimate(
     state_elems: int = 2,
     offload: Collection[str] = (),
     largest_layer: int | None = None,
+    partition: int | None = None,
+    secondary: int | None = None,
 ) -> Estimate:
     """What a rank holds of `model_or_count`: a module, whose shared parameters count once, or a number of elements.
 
     `precision` is "16-bit" (with fp32 master weights) or "fp32"; `state_elems` how many fp32 values the optimizer keeps
     for an element (Adam 2, SGD with momentum 1, without 0); `offload` the kinds that are held in host memory.
     `largest_layer` is the elements of the largest module's own parameters, which DeepSpeed's estimator of stage 3 asks
-    for: of a module it is found, of a count it is 0 unless given.
+    for: of a module it is found, of a count it is 0 unless given. `partition` and `secondary` are the ranks of a group,
+    as for ZeroOptimizer; None: there are none.
     Raises ValueError and TypeError for arguments that make no sense.
     """
     if stage not in range(4):
@@ -78,14 +86,26 @@ def estimate(
         raise ValueError(f"state_elems {state_elems!r} is below 0")
     if unknown := set(offload) - set(KINDS):
         raise ValueError(f"offload {min(unknown)!r} is not one of {', '.join(KINDS)}")
+    for name, size in (("partition", partition), ("secondary", secondary)):
+        if size is not None and (size < 1 or world_size % size):
+            raise ValueError(f"{name}={size} does not divide the {world_size} ranks into groups of that size")
+    if secondary is not None and (stage != 3 or partition is not None):
+        raise ValueError("secondary is for stage 3, and not together with partition")
     count, found = _counted(model_or_count)
+    shared_by = world_size if partition is None else partition
     each = {**BYTES_PER_ELEMENT[precision], "states": 4 * state_elems}
     held: dict[str, int] = {}
     for kind in KINDS:
-        elems = -(-count // world_size) if stage >= PARTITIONED_FROM[kind] else count
+        elems = -(-count // shared_by) if stage >= PARTITIONED_FROM[kind] else count
         held[kind] = each[kind] * elems
-    passes = 3 if stage == 3 else 2
-    sent_bytes = passes * count * each["parameters"] * (world_size - 1) // world_size
+    if secondary is not None:
+        held["secondary"] = each["parameters"] * -(-count // secondary)
+    spread = [shared_by, shared_by]  # over how many ranks each pass is
+    if stage == 3:
+        spread.append(shared_by if secondary is None else secondary)
+    groups = world_size // shared_by
+    passes = sum(Fraction(size - 1, size) for size in spread) + 2 * Fraction(groups - 1, groups * shared_by)
+    sent_bytes = int(passes * count * each["parameters"])
     largest = found if largest_layer is None else largest_layer
     theirs = None if precision == "fp32" else _deepspeed_bytes(count, largest, stage, world_size, offload)
     return Estimate(

@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from collectives.zero.bucket import Bucket
 from collectives.zero.faults import while_doing
+from collectives.zero.gathering import Gathering
 
 __all__ = ["EXTERNAL", "Gathered", "Gatherer"]
 
@@ -42,12 +43,13 @@ class Gathered:
         self.views = [self.whole[s.begin : s.end].view(s.parameter.shape) for s in self.layout.slots]
         nothing = torch.full((), float("nan"), dtype=dtype, device=device)
         self.absent = [nothing.expand(s.parameter.shape) for s in self.layout.slots]
+        self._gathering, self._exact = bucket.settings.movement.gatherings(self.layout)
         self.here = True
         self.users = 0
         self._work: Any = None
         self.let_go()
 
-    def start(self) -> None:
+    def start(self, gathering: Gathering | None = None) -> None:
         """Starts gathering, unless it is here or on its way."""
         if self.here:
             return
@@ -59,7 +61,13 @@ class Gathered:
                 self.whole.copy_(bucket.shard)
             return
         with while_doing("gathering the parameters of", self.layout):
-            self._work = comm.all_gather_async(bucket.shard, sizes=self.layout.sizes, out=self.whole)
+            self._work = (gathering or self._gathering).start(bucket.shard, self.whole, bucket.version)
+
+    def start_exact(self) -> None:
+        """Starts gathering what is not quantised, for others than modules; unless a module is at work on what is."""
+        if self._exact is not self._gathering and not self.users:
+            self.let_go()
+        self.start(self._exact)
 
     def wait(self) -> None:
         """Returns when the parameters are whole."""
@@ -70,6 +78,11 @@ class Gathered:
                 self.bucket.settings.traffic.wait(work)
         for p, view in zip(self.bucket.parameters, self.views, strict=True):
             p.data = view
+
+    @property
+    def secondary_bytes(self) -> int:
+        """Of a second copy, which is kept from one gather to the next."""
+        return self._gathering.held_bytes
 
     def let_go(self) -> None:
         """Gives the memory back."""
@@ -203,6 +216,7 @@ class Gatherer:
             g.let_go()
         self._now = []
         for g in itertools.chain.from_iterable(self._held):
+            g.start_exact()
             g.users += 1
             g.wait()
 
@@ -212,8 +226,8 @@ class Gatherer:
         chosen = {g.layout.index: g for p in parameters if (g := self._of_parameter.get(id(p))) is not None}
         found = [chosen[index] for index in sorted(chosen)]
         for g in found:
+            g.start_exact()
             g.users += 1
-            g.start()
         for g in found:
             g.wait()
         self._held.append(found)

@@ -60,12 +60,12 @@ def initialize(
     found = parse(given, world_size=comm.size, model=_about(model))
     device = next(model.parameters()).device
     _refuse_what_is_not_there(found, device.type)
+    movement = _movement(found, comm.size)
     if found.precision != "float32":
         model.to(getattr(torch, found.precision))  # in place: parameters stay the same objects
     kind, groups, options = _optimizer(found.optimizer, optimizer, model, model_parameters)
-    made: Any = ZeroOptimizer(
-        model, kind, stage=found.stage, comm=comm, params=groups, **_settings(found, model), **options
-    )
+    settings = {**_settings(found, model), **movement}
+    made: Any = ZeroOptimizer(model, kind, stage=found.stage, comm=comm, params=groups, **settings, **options)
     schedule = _schedule(found.scheduler, lr_scheduler, made)
     engine = Engine(model, made, schedule, found)
     engine.training_dataloader = _data_loader(training_data, collate_fn, found, comm)
@@ -87,14 +87,28 @@ def _refuse_what_is_not_there(config: Config, device: str) -> None:
     for name, asked in (("offload_optimizer", config.offload_optimizer), ("offload_param", config.offload_parameters)):
         if asked is not None and (asked.device != "cpu" or device != "cpu"):
             raise ConfigError(f"{zero}{name}.device = {asked.device}: not supported for a model on {device}")
-    for name, asked in (
-        ("zero_hpz_partition_size", config.hpz_size > 1),
-        ("mics_shard_size", config.mics_size > 0),
-        ("zero_quantized_weights", config.quantized_weights),
-        ("zero_quantized_gradients", config.quantized_gradients),
-    ):
-        if asked:
-            raise ConfigError(f"{zero}{name}: not supported by zero.initialize")
+
+
+def _movement(config: Config, ranks: int) -> dict[str, Any]:
+    """How gradients and parameters move. Raises ConfigError for keys that do not fit ranks, stage or others."""
+    zero = "zero_optimization."
+    hpz, mics = ("zero_hpz_partition_size", config.hpz_size), ("mics_shard_size", config.mics_size)
+    for name, size in (hpz, mics):
+        if size > 1 and ranks % size:
+            raise ConfigError(f"{zero}{name} = {size} does not divide the {ranks} ranks")
+    for name, asked in ((hpz[0], config.hpz_size > 1), ("zero_quantized_weights", config.quantized_weights)):
+        if asked and config.stage != 3:
+            raise ConfigError(f"{zero}{name} is for stage 3, and the stage is {config.stage}")
+    for name, asked in ((hpz[0], config.hpz_size > 1), ("zero_quantized_gradients", config.quantized_gradients)):
+        if asked and config.mics_size > 0:
+            raise ConfigError(f"{zero}{mics[0]} and {name} do not go together")
+    return {
+        "partition": config.mics_size or None,
+        "secondary": config.hpz_size if config.hpz_size > 1 else None,
+        "quantized_weights": 8 if config.quantized_weights else None,
+        "quantized_gradients": 4 if config.quantized_gradients else None,
+        "error_feedback": config.error_feedback,
+    }
 
 
 def _settings(config: Config, model: Any) -> dict[str, Any]:

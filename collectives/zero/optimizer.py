@@ -19,10 +19,10 @@ from collectives.zero.elementwise import check_elementwise
 from collectives.zero.gather import Gatherer
 from collectives.zero.gradient import ShardedGradient
 from collectives.zero.layout import Parameter, buckets
+from collectives.zero.movement import Movement, check_movement
 from collectives.zero.pieces import Piece
 from collectives.zero.precision import LossScale
 from collectives.zero.report import memory
-from collectives.zero.traffic import Traffic
 
 __all__ = ["ZeroOptimizer"]
 
@@ -46,6 +46,16 @@ class ZeroOptimizer(torch.optim.Optimizer):
     comm                a Communicator; None: `collectives.connect()`
     params              what to train, as for torch's optimizers: parameters, or dicts with options of their own.
                         None: all that require gradients
+    partition           the ranks over which all that is partitioned, and beyond which it is replicated (MiCS, HSDP;
+                        reduction.py): "host", a number (of consecutive ranks), or a Communicator of this rank's group.
+                        None: all
+    secondary           stage 3: within which ranks, named likewise, a second copy of the parameters is partitioned,
+                        from which they are gathered until the next update (hpZ; gathering.py). None: there is none
+    quantized_weights   stage 3: parameters are gathered as integers of 8 bits (qwZ). None: as they are
+    quantized_gradients gradients are reduced as integers of 8 or 4 bits (qgZ; quantized_reduction.py), in two hops
+                        where there are several hosts, or groups of `secondary`. None: as they are
+    quantization_block  how many quantised numbers share a scale
+    error_feedback      whether what quantising takes off a gradient is added to the next
     bucket_bytes        at most so many bytes are moved at a time, but at least one parameter
     overlap             whether gradients move while backward runs
     reproducible        whether ranks are combined in the canonical order (collectives/calls.py)
@@ -70,6 +80,12 @@ class ZeroOptimizer(torch.optim.Optimizer):
         stage: int = 1,
         comm: Any = None,
         params: Iterable[Any] | None = None,
+        partition: Any = None,
+        secondary: Any = None,
+        quantized_weights: Literal[8] | None = None,
+        quantized_gradients: Literal[8, 4] | None = None,
+        quantization_block: int = 256,
+        error_feedback: bool = True,
         bucket_bytes: int = 32 * _MIB,
         overlap: bool = True,
         reproducible: bool = True,
@@ -87,6 +103,12 @@ class ZeroOptimizer(torch.optim.Optimizer):
             raise ValueError(f"stage={stage} must be 0, 1, 2 or 3")
         if bucket_bytes < 1:
             raise ValueError(f"bucket_bytes={bucket_bytes} must be at least 1")
+        movement: dict[str, Any] = {
+            "partition": partition, "secondary": secondary, "quantized_weights": quantized_weights,
+            "quantized_gradients": quantized_gradients, "quantization_block": quantization_block,
+            "error_feedback": error_feedback,
+        }  # fmt: skip
+        check_movement(stage, **movement)
         check_elementwise(optimizer, optimizer_arguments)
         if params is None:
             params = [p for p in model.parameters() if p.requires_grad]
@@ -106,11 +128,13 @@ class ZeroOptimizer(torch.optim.Optimizer):
             "master_weights": master_weights, "persistence_bytes": persistence_bytes,
             "prefetch_bytes": prefetch_bytes, "overlap": overlap, "optimizer": optimizer.__name__,
         }  # fmt: skip
-        check_alike(self.comm, self.parameters, settings)
+        alike = {k: v if isinstance(v, (str, int)) else type(v).__name__ for k, v in movement.items()}
+        check_alike(self.comm, self.parameters, {**settings, **alike})
         device = self._everything[0].device
+        self._movement = Movement(self.comm, device, reproducible=reproducible, **movement)
         self._settings = Settings(
-            self.comm, stage=stage, reduce_dtype=reduce_dtype, master_weights=master_weights, overlap=overlap,
-            reproducible=reproducible, device=device, traffic=Traffic(self.comm),
+            self._movement, stage=stage, reduce_dtype=reduce_dtype, master_weights=master_weights, overlap=overlap,
+            device=device,
         )  # fmt: skip
         whole_units = _modules(model, units)
         owner = _owners(model, whole_units)
@@ -123,7 +147,7 @@ class ZeroOptimizer(torch.optim.Optimizer):
         def partitioned(p: Parameter) -> bool:
             return stage == 3 and p.numel * p.dtype.itemsize >= max(persistence_bytes, 1)
 
-        layouts = buckets(packed, self.comm.size, bucket_bytes, lambda dtype: dtype.itemsize, partitioned)
+        layouts = buckets(packed, self._settings.comm.size, bucket_bytes, lambda dtype: dtype.itemsize, partitioned)
         self._buckets: list[Bucket] = []
         with torch.no_grad():
             for layout in layouts:
@@ -278,8 +302,9 @@ class ZeroOptimizer(torch.optim.Optimizer):
     def memory(self) -> dict[str, int]:
         """Bytes of model state that this rank holds now.
 
-        parameters (with those that are not trained), gradients, optimizer (master weights and state); besides, what
-        comes and goes: in_transit (buffers of gradients on their way) and gathered (whole parameters of stage 3).
+        parameters (with those that are not trained), gradients, optimizer (master weights and state), secondary (the
+        second copy), error_feedback (what quantising took off gradients); besides, what comes and goes: in_transit
+        (buffers of gradients on their way) and gathered (whole parameters of stage 3).
         """
         bucketed = {id(p) for b in self._buckets for p in b.parameters}
         rest = [p for p in self._everything if id(p) not in bucketed]
@@ -288,7 +313,8 @@ class ZeroOptimizer(torch.optim.Optimizer):
     def report(self) -> dict[str, Any]:
         """What this rank has sent and waited for since it was made.
 
-        sent_bytes   payload: gradients and parameters; headers: what ranks told each other to agree, and norms
+        sent_bytes   payload: gradients and parameters, and of it what went within the group (of `partition`
+                     or `secondary`, or the host) and beyond; headers: what ranks told each other to agree, and norms
         waited_s     seconds in which this rank stood still for a collective: communication that was not hidden
         rounds       reductions of all gradients
         memory       what `memory` gives
@@ -339,6 +365,7 @@ class ZeroOptimizer(torch.optim.Optimizer):
     @torch.no_grad()
     def refresh(self) -> None:
         """Working parameters from what was written to pieces. All ranks call it, once all is written."""
+        self._movement.reduction.reset()
         for bucket in self._buckets:
             bucket.publish()
         for bucket in self._buckets:
@@ -363,6 +390,7 @@ class ZeroOptimizer(torch.optim.Optimizer):
         if self._gatherer is not None:
             with torch.no_grad():
                 for gathered in self._gatherer.gathered:
+                    gathered.start_exact()
                     gathered.wait()
             self._gatherer.close()
         self._backward.close()
@@ -370,6 +398,7 @@ class ZeroOptimizer(torch.optim.Optimizer):
         for p in self._everything:
             if isinstance(p.grad, ShardedGradient):
                 p.grad = None
+        self._movement.close()
         if self._own_comm:
             self.comm.close()
 

@@ -131,6 +131,27 @@ def nothing_left(rank: int, size: int) -> None:
     assert held() == before, [thread.name for thread in threading.enumerate()]
 
 
+def no_thread_left(rank: int, size: int) -> None:
+    from collectives.torch_backend.work import _close_all
+
+    def named() -> list[str]:
+        return [thread.name for thread in threading.enumerate() if thread.name.startswith("treering")]
+
+    before = named()
+    works = [dist.all_reduce(torch.ones(3), async_op=True), dist.irecv(torch.ones(3), 1 - rank)]  # which never comes
+    futures = [work.get_future() for work in works]
+    assert len(named()) == len(before) + 2
+    works[0].wait()
+    dist.barrier()
+    _close_all()  # as Python does at its end: a thread that then wanted the GIL would abort the process
+    assert not set(named()) - set(before)
+    refused(futures[1].wait, RuntimeError, "closed|left")
+
+
+def test_no_thread_is_left_when_python_ends() -> None:
+    run(2, no_thread_left)
+
+
 def test_destroying_a_group_leaves_nothing() -> None:
     run(2, nothing_left)
 

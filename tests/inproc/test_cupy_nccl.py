@@ -16,7 +16,7 @@ import pytest
 import collectives as cc
 from tests.fake_cupy import FakeCupy
 from tests.inproc.conftest import together
-from tests.references import expected
+from tests.on_gpu import COLLECTIVES, every_algorithm
 
 SIZE = 3
 
@@ -66,44 +66,10 @@ def ranks(tmp_path: Path) -> Ranks:
     return run
 
 
-def inputs(dtype: Any = np.float32) -> list[Any]:
-    return [np.random.default_rng(rank).integers(0, 50, (12, 5)).astype(dtype) for rank in range(SIZE)]
-
-
-NAMES = ["broadcast", "all_gather", "gather", "scatter", "all_to_all"]
-NAMES += ["all_reduce", "reduce", "reduce_scatter", "scan", "exscan"]
-
-
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", COLLECTIVES)
 def test_every_collective_and_algorithm(ranks: Ranks, cupy: FakeCupy, name: str) -> None:
-    table = {
-        "all_gather": ((60,) * SIZE,), "gather": ((60,) * SIZE,), "scatter": ((20,) * SIZE,),
-        "reduce_scatter": ((20,) * SIZE,), "all_to_all": ((20,) * SIZE,) * SIZE,
-    }.get(name, ((60,),))  # fmt: skip
-    given = inputs()
-    options = {"root": 1} if name in ("broadcast", "reduce", "gather", "scatter") else {}
-
-    def body(comm: cc.Communicator) -> None:
-        algorithms = list(cc.algorithms(name))
-        if name in ("all_reduce", "reduce", "reduce_scatter", "all_gather", "broadcast"):
-            algorithms.append("native")
-        wanted = expected(name, [a.reshape(-1) for a in given], comm.rank, op="sum", root=1, rows=table)
-        for algorithm in algorithms:
-            with cupy.cuda.Stream():  # another one each time
-                x = cupy.array(given[comm.rank])
-                out = cupy.empty((4, 5), np.float32) if name == "scatter" and comm.rank != 1 else None
-                call = getattr(comm, name)
-                try:
-                    result = call(None if out is not None else x, out=out, algorithm=algorithm, **options)
-                except ValueError:
-                    continue  # not for this number of ranks
-                x.set(np.full((12, 5), -1, np.float32))
-                if wanted is None or (name == "exscan" and comm.rank == 0):
-                    assert result is None or not result.get().any()
-                else:
-                    np.testing.assert_array_equal(result.get().reshape(-1), wanted, err_msg=algorithm)
-
-    ranks(cupy, SIZE, body)
+    native = name in ("all_reduce", "reduce", "reduce_scatter", "all_gather", "broadcast")
+    ranks(cupy, SIZE, lambda comm: every_algorithm(comm, cupy, name, native=native))
 
 
 def test_dtypes_means_and_places(ranks: Ranks, cupy: FakeCupy) -> None:
@@ -210,3 +176,14 @@ def test_what_is_missing_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     made.cuda.runtime.getDeviceCount = none
     with pytest.raises(cc.UnsupportedError, match=r"needs a GPU .*no CUDA-capable device"):
         cc.connect(store=str(tmp_path), rank=0, size=1, transport="cupy")
+
+
+def test_native_is_for_arrays_on_a_gpu(ranks: Ranks, lazy_cupy: FakeCupy) -> None:
+    def body(comm: cc.Communicator) -> None:
+        with pytest.raises(ValueError, match="NCCL takes arrays on a GPU only"):
+            comm.all_reduce(np.ones(4), algorithm="native")
+        comm.use(rules=[{"collective": "all_reduce", "algorithm": "native"}])
+        assert comm.all_reduce(np.ones(4)).tolist() == [SIZE] * 4  # by a plan instead
+        assert comm.all_reduce(lazy_cupy.array(np.ones(4, np.float32))).get().tolist() == [SIZE] * 4
+
+    ranks(lazy_cupy, SIZE, body)

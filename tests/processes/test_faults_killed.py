@@ -238,7 +238,7 @@ def test_groups_without_the_dead_rank_go_on(ranks: Ranks) -> None:
         for rank in (0, 2):
             assert job.hear("returned", rank)["first"] == [2.0]
         report = job.hear("raised", 1)
-        assert f"lost rank 1 (process {job.pid(3)} on " in report["text"], report["text"]  # its rank in the group
+        assert f"lost rank 1 (rank 3 of the job, process {job.pid(3)} on " in report["text"], report["text"]
         assert "as call 2, step" in report["text"], report["text"]
         for rank in (0, 1, 2):
             assert_lost(job, job.hear("raised", rank), at, 3, number="2")

@@ -111,3 +111,19 @@ def test_a_command_line_without_a_meaning(words: tuple[str, ...]) -> None:
     done = treering("zero", "estimate", *words)
     assert done.returncode == 2
     assert "usage" in done.stderr
+
+
+def test_groups() -> None:
+    """In 16 bits, on 8 ranks in groups of 4: worked out by hand."""
+    flat = estimate(800, stage=3, world_size=8)
+    mics = estimate(800, stage=3, world_size=8, partition=4)
+    hpz = estimate(800, stage=3, world_size=8, secondary=4)
+    assert (flat.total_bytes, mics.total_bytes, hpz.total_bytes) == (1600, 3200, 1600 + 400)
+    assert flat.sent_bytes == 3 * 1600 * 7 // 8
+    assert mics.sent_bytes == 3 * 1600 * 3 // 4 + 2 * 400 // 2
+    assert hpz.sent_bytes == 2 * 1600 * 7 // 8 + 1600 * 3 // 4
+    assert estimate(800, stage=3, world_size=8, partition=8) == flat
+    with pytest.raises(ValueError, match="partition=3 does not divide the 8 ranks"):
+        estimate(800, stage=1, world_size=8, partition=3)
+    with pytest.raises(ValueError, match="secondary is for stage 3"):
+        estimate(800, stage=2, world_size=8, secondary=4)

@@ -112,7 +112,15 @@ def test_a_client_optimizer_schedule_and_data() -> None:
         ({"optimizer": {"type": "SGD", "params": {"lrr": 1}}}, "lrr"),
         ({"optimizer": {"type": "Adam", "params": {"max_grad_norm": 1}}}, "gradient_clipping"),
         ({"scheduler": {"type": "Warmup"}}, "WarmupLR"),
-        ({"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 2}}, "hpz"),
+        ({"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 2}}, "hpz_partition_size = 2 does not divide"),
+        ({"zero_optimization": {"stage": 3, "mics_shard_size": 3}}, "mics_shard_size = 3 does not divide the 1 ranks"),
+        ({"zero_optimization": {"stage": 3, "mics_shard_size": "all"}}, "mics_shard_size = 'all'"),
+        ({"zero_optimization": {"stage": 2, "zero_quantized_weights": True}}, "quantized_weights is for stage 3"),
+        (
+            {"zero_optimization": {"stage": 3, "mics_shard_size": 1, "zero_quantized_gradients": True}},
+            "mics_shard_size and zero_quantized_gradients",
+        ),
+        ({"zero_optimization": {"stage": 3, "zero_quantized_nontrainable_weights": True}}, "nontrainable"),
         ({"zero_optimization": {"stage": 1, "offload_optimizer": {"device": "nvme", "nvme_path": "/x"}}}, "nvme"),
     ],
 )

@@ -17,7 +17,7 @@ constexpr size_t kLocalSegmentBytes = 64 << 10;  // of a local step; fits the L2
 }  // namespace
 
 Engine::Engine(int rank, int size, uint32_t comm, uint16_t epoch, int spins)
-    : rank_(rank), size_(size), comm_(comm), epoch_(epoch), spins_(spins) {
+    : rank_(rank), size_(size), comm_(comm), epoch_(epoch), spins_(spins), bytes_to_(static_cast<size_t>(size)) {
   links_.reserve(static_cast<size_t>(size));
   for (int i = 0; i < size; i++) links_.push_back(std::make_unique<Link>());
   wake_fd_ = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
@@ -99,7 +99,7 @@ FailureKind Engine::execute(Program& program, const std::vector<char*>& buffers,
 
   traced_ = trace_ == nullptr ? nullptr : &trace_->emplace_back(program, call_, began_s);
 
-  Wait wait{.timeout_s = timeout_s, .interrupted = interrupted};
+  Wait wait{.timeout_s = timeout_s, .background = interrupted == nullptr, .interrupted = interrupted};
   uint32_t passes = 0;
   auto& active = program.active;
   while (!active.empty()) {
@@ -194,6 +194,8 @@ bool Engine::advance(Program& program, Step& s, uint32_t index, Lane* lane) {
         s.finished = true;
         auto& total = s.direct != 0 ? bytes_direct_ : bytes_sent_;
         total.store(total.load(std::memory_order_relaxed) + s.bytes, std::memory_order_relaxed);
+        auto& to = bytes_to_[static_cast<size_t>(s.peer)];
+        to.store(to.load(std::memory_order_relaxed) + s.bytes, std::memory_order_relaxed);
       }
       break;
     }

@@ -108,6 +108,7 @@ class Engine {
   // Payload so far, for tests and reports.
   uint64_t bytes_sent() const { return bytes_sent_.load(std::memory_order_relaxed); }
   uint64_t bytes_direct() const { return bytes_direct_.load(std::memory_order_relaxed); }
+  std::vector<uint64_t> bytes_to() const { return {bytes_to_.begin(), bytes_to_.end()}; }  // both, by rank
 
  private:
   FailureKind execute(Program& program, const std::vector<char*>& buffers, double timeout_s,
@@ -122,6 +123,7 @@ class Engine {
     double timeout_s, idle_since = 0, last_query = 0, last_look = 0, ended_at = 0;
     uint32_t idle = 0;
     bool armed = false;
+    bool background;  // on the progress thread
     const std::function<bool()>* interrupted;
   };
   bool idle(Program& program, Wait& wait);
@@ -153,6 +155,7 @@ class Engine {
   TracedCall* traced_ = nullptr;  // the run in progress, if it is traced
   std::atomic<uint32_t> failed_step_{0};
   std::atomic<uint64_t> bytes_sent_{0}, bytes_direct_{0};  // written by whoever runs a program
+  std::vector<std::atomic<uint64_t>> bytes_to_;            // as these
 
   std::mutex mutex_;
   std::condition_variable changed_;

@@ -311,7 +311,7 @@ NB_MODULE(_engine, m) {
         for (nb::handle array : arrays) buffers.push_back(address(array));
         return PreparedCall{std::move(e), std::move(program), std::move(buffers), timeout_s,
                             std::move(result), std::move(keep), std::move(on_failure)};
-      }, "program"_a, "timeout_s"_a, "result"_a.none(), "keep"_a, "on_failure"_a, "buffers"_a)
+      }, "program"_a, "timeout_s"_a, "result"_a.none(), "keep"_a.none(), "on_failure"_a, "buffers"_a)
       .def("start_trace", &Engine::start_trace, nb::call_guard<nb::gil_scoped_release>())
       .def("stop_trace", &stop_trace)
       .def("failure", &describe)
@@ -334,7 +334,8 @@ NB_MODULE(_engine, m) {
       .def_prop_ro("seq", &Engine::seq)
       .def_prop_ro("failed_step", &Engine::failed_step)
       .def_prop_ro("bytes_sent", [](const Engine& e) { return e.bytes_sent() + e.bytes_direct(); })
-      .def_prop_ro("bytes_direct", &Engine::bytes_direct);
+      .def_prop_ro("bytes_direct", &Engine::bytes_direct)
+      .def_prop_ro("bytes_to", &Engine::bytes_to);
 
   nb::class_<Mailbox>(m, "Mailbox")
       .def(nb::init<std::shared_ptr<Engine>>(), "engine"_a)

@@ -212,12 +212,16 @@ class EngineTransport:
         `at` is the number of the call and of the step, by default those of the call that ran last.
         """
         failure = self._engine.failure()
-        assert failure is not None
+        if failure is None:  # a message ends before the engine does
+            assert self._closed
+            raise CommunicatorBroken("the communicator was closed before this call")
         culprit = int(failure["culprit"])
         who = ""
         if 0 <= culprit < self.size:
-            card = self._endpoint.cards[self._members[culprit]]
-            who = f" (process {card['pid']} on {card['host']})"
+            world = self._members[culprit]
+            card = self._endpoint.cards[world]
+            numbered = "" if world == culprit else f"rank {world} of the job, "
+            who = f" ({numbered}process {card['pid']} on {card['host']})"
         step = ""
         if program is not None:
             seq, index = at or (self._engine.seq, self._engine.failed_step)
@@ -257,6 +261,11 @@ class EngineTransport:
     def bytes_direct(self) -> int:
         """See `bytes_sent`."""
         return self._engine.bytes_direct
+
+    @property
+    def bytes_to(self) -> list[int]:
+        """`bytes_sent`, by the rank they went to."""
+        return self._engine.bytes_to
 
     def split(self, name: str, members: Sequence[int], rank: int) -> EngineTransport:
         world = [self._members[member] for member in members]

@@ -1,5 +1,8 @@
 // What a caller does when nothing moves. [Note: waiting] It polls a little, then lets others run, then sleeps until a
 // peer rings. Now and then it looks at signals, asks the peers where they are, and minds the deadline.
+//
+// The progress thread sleeps at once: the user's threads compute meanwhile, and on their core who yields gets it back only
+// after a whole time slice, milliseconds for every ring's worth of bytes, while who sleeps is put in front when woken.
 #include <poll.h>
 #include <sched.h>
 
@@ -28,7 +31,7 @@ bool Engine::idle(Program& program, Wait& wait) {
   }
   double now = now_s();
   if (wait.idle == spins + 1) wait.idle_since = now;
-  if (now - wait.idle_since < kYieldFor_s) {
+  if (!wait.background && now - wait.idle_since < kYieldFor_s) {
     sched_yield();
     return true;
   }

@@ -10,9 +10,11 @@ __all__ = ["Background", "Job"]
 
 
 class Background:
-    """A thread that does what `start` is given, in order; it begins with the first of it, and `close` ends it."""
+    """A thread of this name that does what `start` is given, in order; it begins with the first of it, and `close`
+    ends it."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
+        self._name = name
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._last: Job | None = None
@@ -24,7 +26,7 @@ class Background:
 
     def start(self, work: Callable[[], None]) -> Job:
         if self._thread is None:
-            self._thread = threading.Thread(target=_work, args=(self._jobs,), name="treering-staging", daemon=True)
+            self._thread = threading.Thread(target=_work, args=(self._jobs,), name=self._name, daemon=True)
             self._thread.start()
         self._last = job = Job(work)
         self._jobs.put(job)
@@ -62,7 +64,7 @@ class Job:
         self.ended.set()
 
     def wait(self, wait_s: float) -> bool:
-        if not self.ended.wait(wait_s):
+        if not self.ended.wait(None if wait_s == float("inf") else wait_s):
             return False
         if self.error is not None:
             raise self.error
