@@ -97,6 +97,7 @@ def options() -> argparse.Namespace:
     made.add_argument("--secondary", type=group, metavar="GROUP", help="stage 3: a second copy within them")
     made.add_argument("--quantized-weights", type=int, choices=(8,), help="stage 3: bits in which they are gathered")
     made.add_argument("--quantized-gradients", type=int, choices=(8, 4), help="bits in which they are reduced")
+    made.add_argument("--seed", type=int, default=0, help="of the first weights")
     made.add_argument("--steps", type=int, default=100)
     made.add_argument("--batch", type=int, default=4, help="rows of a rank")
     made.add_argument("--length", type=int, default=64, help="letters of a row")
@@ -117,7 +118,7 @@ def options() -> argparse.Namespace:
 def main() -> None:
     given = options()
     torch.set_num_threads(1)  # the ranks share the cores
-    torch.manual_seed(0)
+    torch.manual_seed(given.seed)
     data, letters = text()
     with cc.connect() as comm:
         model = Gpt(letters, given.length, given.width, given.heads, given.blocks)

@@ -39,6 +39,7 @@ class Settings(NamedTuple):
     bucket_bytes: int = 0  # of ours; 0: its default
     form: str = ""
     group: int = 0
+    offload: str = ""  # a directory, of ours
 
 
 class Trainer(Protocol):
@@ -54,6 +55,10 @@ class Trainer(Protocol):
 
     def exposed_s(self, steps: int) -> float:
         """Seconds a step in which this rank stood still for communication; NaN where nobody can tell."""
+        ...
+
+    def offload(self, name: str, steps: int) -> float:
+        """A counter of files (ZeroOptimizer.report), a step."""
         ...
 
     def close(self) -> None: ...
@@ -92,6 +97,8 @@ def serve(path: str, settings: Settings, make: Callable[[Settings], Trainer]) ->
             value = (counter() - begun) / command.iterations
         elif command.algorithm == "exposed_s":
             value = trainer.exposed_s(command.iterations)
+        elif command.algorithm.startswith("offload."):
+            value = trainer.offload(command.algorithm.removeprefix("offload."), command.iterations)
         else:  # peak_bytes
             value = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before_bytes
         return worker.Timing(value, value)
@@ -144,6 +151,9 @@ class OverGloo:
         return float(tcp_sent_bytes())
 
     def exposed_s(self, steps: int) -> float:
+        return float("nan")
+
+    def offload(self, name: str, steps: int) -> float:
         return float("nan")
 
     def close(self) -> None:

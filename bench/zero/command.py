@@ -27,6 +27,7 @@ from ..contenders.training import Settings
 from ..control import Conductor, ContenderError
 from ..emulate import EmulatedCluster, EmulationError
 from ..emulate.rates import rate_argument
+from . import files
 from .forms import FORMS
 
 PEERS = ("ddp", "zero_redundancy", "fsdp2", "deepspeed")
@@ -115,6 +116,7 @@ def parser(prog: str) -> argparse.ArgumentParser:
         help="emulate such hosts, with links of this rate (200mbit)",
     )
     flag("--forms", default="", metavar="NAME[,NAME]", help=f"with --group, stage 3 also as {', '.join(FORMS)}")
+    flag("--offload", default="", metavar="DIRECTORY", help="measure ours also with what they can offload, in files")
     flag("--compare", default="", metavar="NAME[,NAME]", help=f"measure beside {', '.join(PEERS)}")
     flag("--deepspeed-python", default=None, metavar="PYTHON", help="the Python that has it (.venv-deepspeed)")
     flag("-J", "--output_file", "--output-file", default=None, metavar="FILE", help="write the figures as JSON")
@@ -145,6 +147,8 @@ def main(argv: Sequence[str], prog: str) -> int:
     for name in peers:
         if name not in PEERS:
             made.error(f"--compare {name!r} is not known; there are {', '.join(PEERS)}")
+    if given.offload and not Path(given.offload).is_dir():
+        made.error(f"--offload {given.offload}: there is no such folder")
     if given.output_file and not Path(given.output_file).absolute().parent.is_dir():
         made.error(f"-J {given.output_file}: there is no such folder")
     if given.link and (not given.group or peers):
@@ -157,25 +161,29 @@ def main(argv: Sequence[str], prog: str) -> int:
         print(
             f"# training step: {given.ranks} ranks, {parameters:,} parameters, fp32, AdamW, batch {given.batch} a rank"
         )
+        moved: list[files.Moved] = []
         with contextlib.ExitStack() as stack:
             cluster = None
             if given.link:
                 hosts = given.ranks // given.group
                 cluster = stack.enter_context(EmulatedCluster(hosts, given.group, link_bytes_per_s=given.link))
                 print(f"# {cluster.surroundings().text}")
-            rows = measure(trainers, given, cluster)
+            rows = measure(trainers, given, moved, cluster)
     except (ContenderError, EmulationError) as error:
         print(f"treering: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130
     print(table(rows, 4 * parameters * (given.ranks - 1) / given.ranks))
+    if moved:
+        print(files.table(moved))
     if given.output_file:
         document = {
             "start_time": start_time, "end_time": time.strftime(TIME_FORMAT), "args": list(argv),
             "config": {key: value for key, value in vars(given).items() if key != "output_file"},
             "parameters": parameters,
             "results": [{k: None if v != v else v for k, v in row._asdict().items()} for row in rows],
+            "files": [row._asdict() for row in moved],
             "treering": about(("torch",)),
         }  # fmt: skip
         jsonfile.write(given.output_file, document)
@@ -200,6 +208,8 @@ def _entrants(
         for size in buckets
     ]
     found += [(f"stage 3 {form}", Path(sys.executable), settings("zero", 3, buckets[0], form)) for form in forms]
+    if given.offload:
+        found += [(f"{name}, files", python, of._replace(offload=given.offload)) for name, python, of in found]
     for name in peers:
         if name == "deepspeed":
             python = _deepspeed_python(given.deepspeed_python)
@@ -219,9 +229,10 @@ def _deepspeed_python(given: str | None) -> Path:
 
 
 def measure(
-    entrants: Sequence[tuple[str, Path, Settings]], given: Any, cluster: EmulatedCluster | None = None
-) -> list[Row]:
-    """Starts all, measures them in alternating rounds, ends them."""
+    entrants: Sequence[tuple[str, Path, Settings]], given: Any, moved: list[files.Moved],
+    cluster: EmulatedCluster | None,
+) -> list[Row]:  # fmt: skip
+    """Starts all, measures them in alternating rounds, ends them. `moved` gets what went to files and came back."""
     running: list[tuple[Trainers, Settings]] = []
     try:
         for name, python, settings in entrants:
@@ -232,6 +243,7 @@ def measure(
         for _ in range(given.rounds):
             for trainers, _ in running:
                 taken[trainers.name].append(trainers.of("step", given.iters, warmup=1) / 1e3)
+        moved += [files.ask(trainers.name, trainers.of, given.iters) for trainers, of in running if of.offload]
         return [
             Row(
                 trainers.name,
@@ -275,7 +287,7 @@ def _ratios(rows: Sequence[Row]) -> list[str]:
     by_name = {row.name: row for row in rows}
     lines: list[str] = []
     for row in rows:
-        if row.name.startswith("stage "):
+        if row.name.startswith("stage ") and not row.name.endswith("files"):
             peers = ("fsdp2",) if row.stage == 3 else ("ddp", "zero_redundancy")
             theirs = [by_name[n] for n in (f"deepspeed {row.stage}", *peers) if n in by_name]
             if theirs:

@@ -24,7 +24,7 @@ class Zero:
         self.module, self.inputs, self.targets = model_and_batch(settings)
         self.loss = torch.nn.functional.mse_loss
         more: dict[str, Any] = {"bucket_bytes": settings.bucket_bytes} if settings.bucket_bytes else {}
-        more |= FORMS.get(settings.form, {})
+        more |= FORMS.get(settings.form, {}) | {"offload": settings.offload or None}
         self.optimizer: Any = ZeroOptimizer(
             self.module, torch.optim.AdamW, stage=settings.stage, comm=self.comm, **more
         )  # fmt: skip
@@ -49,6 +49,12 @@ class Zero:
         for _ in range(steps):
             self.step()
         return (self.optimizer.report()["waited_s"] - begun) / steps
+
+    def offload(self, name: str, steps: int) -> float:
+        begun: float = self.optimizer.report()["offload"][name]
+        for _ in range(steps):
+            self.step()
+        return (self.optimizer.report()["offload"][name] - begun) / steps
 
     def close(self) -> None:
         self.optimizer.close()

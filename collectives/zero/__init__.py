@@ -25,6 +25,7 @@ from collectives.zero.consolidate import consolidate, state_dict
 from collectives.zero.deepspeed_checkpoint import read_deepspeed
 from collectives.zero.estimate import Estimate, estimate
 from collectives.zero.initialize import initialize
+from collectives.zero.offload import Offload
 from collectives.zero.optimizer import ZeroOptimizer
 from collectives.zero.pieces import Piece
 
@@ -32,6 +33,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "Estimate",
+    "Offload",
     "Piece",
     "ZeroOptimizer",
     "consolidate",

@@ -257,10 +257,10 @@ class Backward:
     def clip(self, max_norm: float, order: float, error_if_nonfinite: bool, loss_scale: float) -> torch.Tensor:
         """See ZeroOptimizer.clip_grad_norm_."""
         every = self.norms(order)
-        numbers = [i for i, p in enumerate(self.parameters) if p.grad is not None and i in self.place]
+        numbers = [i for i in self.place if self.parameters[i].grad is not None]
         if not numbers:
             return torch.zeros(())
-        total = torch.linalg.vector_norm(torch.stack([every[i] for i in numbers]), order) / loss_scale
+        total = torch.linalg.vector_norm(torch.stack([every[i] for i in sorted(numbers)]), order) / loss_scale
         if error_if_nonfinite and not torch.isfinite(total):
             raise RuntimeError(
                 f"the norm of order {order} of the gradients is {total.item()}, which cannot be clipped to"
@@ -307,21 +307,23 @@ class Backward:
         self.complete()
         self._norms.clear()
         bucket, place = self.place[number]
-        return bucket.parts(bucket.layout.slots[place])
+        return bucket.parts(bucket.layout.slots[place], changing=True)
 
     def norms(self, order: float) -> list[torch.Tensor]:
         self.complete()
         known = self._norms.get(order)
         if known is None:
-            parts: list[list[torch.Tensor]] = [[] for _ in self.parameters]
             comm = self.buckets[0].settings.comm if self.buckets else self.comm  # within which parts are not replicated
-            for number, (bucket, place) in self.place.items():
-                if bucket.reduced[place]:
-                    slot = bucket.layout.slots[place]
-                    found = bucket.parts(slot)
-                    parts[number] = found if not bucket.everything or comm.rank == 0 else []
+            stored = [bucket.stored_grad for bucket in self.buckets if bucket.stored_grad is not None]
+            for store in {s.store for s in stored}:
+                store.expect(stored)
+            parts = {  # by bucket, because of gradients that are offloaded one bucket is in memory at a time
+                number: bucket.every_part(place)
+                for number, (bucket, place) in self.place.items()
+                if bucket.reduced[place] and (not bucket.everything or comm.rank == 0)
+            }
             with self._traffic.header(), while_doing("computing the norms of", from_to(self.layouts)):
-                known = self._norms[order] = norms(comm, parts, order)
+                known = self._norms[order] = norms(comm, parts, len(self.parameters), order)
         return known
 
     def any_rank(self, flag: torch.Tensor) -> None:

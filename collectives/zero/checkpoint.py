@@ -19,6 +19,7 @@ from collectives.zero import safetensors_file
 from collectives.zero.checkpoint_errors import CheckpointError
 from collectives.zero.manifest import Manifest, Shard, Slice
 from collectives.zero.safetensors_file import Entry
+from collectives.zero.store import OffloadError
 
 torch: Any = importlib.import_module("torch")
 Tensor = Any
@@ -228,6 +229,8 @@ def _here(comm: Any, folder: Path, work: Callable[[], Any]) -> Any:
     result, error = None, ""
     try:
         result = work()
+    except OffloadError:  # the others know already that this rank is lost
+        raise
     except (CheckpointError, OSError, TypeError) as caught:
         error = str(caught)
     errors = gather_json(comm, error)

@@ -44,10 +44,10 @@ class LossScale:
 
 
 @dataclass(frozen=True)
-class Offload:
-    device: str  # "cpu" or "nvme"
+class Offloaded:
+    """To files in `path`, or to the host's memory where it is None."""
+
     path: str | None
-    pinned: bool
 
 
 class Component(NamedTuple):
@@ -81,8 +81,8 @@ class Config:
     quantized_weights: bool
     quantized_gradients: bool
     error_feedback: bool
-    offload_optimizer: Offload | None
-    offload_parameters: Offload | None
+    offload_optimizer: Offloaded | None
+    offload_parameters: Offloaded | None
     optimizer: Component | None
     scheduler: Component | None
     gathers_on_save: bool
@@ -244,14 +244,14 @@ def _loss_scale(values: Mapping[str, Any]) -> LossScale:
     )
 
 
-def _offload(values: Mapping[str, Any], prefix: str, old_form: bool) -> Offload | None:
+def _offload(values: Mapping[str, Any], prefix: str, old_form: bool) -> Offloaded | None:
     device = "cpu" if old_form else values[f"{prefix}device"]
     path = values[f"{prefix}nvme_path"]
     if device == "none":
         return None
     if device == "nvme" and path is None:
         raise ConfigError(f"{prefix}nvme_path is needed with {prefix}device = nvme")
-    return Offload(device, path, values[f"{prefix}pin_memory"])
+    return Offloaded(path if device == "nvme" else None)
 
 
 def _component(values: Mapping[str, Any], section: str) -> Component | None:

@@ -51,18 +51,18 @@ _ALWAYS = "always so here"
 _NOT_NEEDED = "not needed here"
 
 OFFLOAD_PARAM: Section = {
-    "device": _used(DEVICES, "none"),
+    "device": _used(DEVICES, "none", "for a model on the CPU, cpu is where things are already"),
     "nvme_path": _used("text"),
     "buffer_count": _ignored("count", 5, "files are read ahead by size, not by buffer"),
     "buffer_size": _ignored("count", 1e8, "files are read ahead by size, not by buffer"),
     "max_in_cpu": _ignored("count", 1e9, "what is offloaded to files is in files"),
-    "pin_memory": _used("bool", True),
+    "pin_memory": _ignored("bool", True, "memory beside a GPU is always pinned"),
 }
 OFFLOAD_OPTIMIZER: Section = {
-    "device": _used(DEVICES, "none"),
+    "device": _used(DEVICES, "none", "for a model on the CPU, cpu is where things are already"),
     "nvme_path": _used("text"),
     "buffer_count": _ignored("count", 4, "files are read ahead by size, not by buffer"),
-    "pin_memory": _used("bool", True),
+    "pin_memory": _ignored("bool", True, "memory beside a GPU is always pinned"),
     "pipeline_read": _ignored("bool", False, "reading ahead is always on"),
     "pipeline_write": _ignored("bool", False, "writing behind is always on"),
     "fast_init": _ignored("bool", False, _NOT_NEEDED),

@@ -12,15 +12,18 @@ __all__ = ["check_elementwise"]
 _CUTS = (64, 128, 64)  # multiples of layout.GRAIN, as buckets are cut
 
 
-def check_elementwise(kind: Any, arguments: dict[str, Any]) -> None:
+def check_elementwise(kind: Any, arguments: dict[str, Any]) -> dict[str, torch.dtype]:
     """Raises ValueError when two steps on a vector give other bits than on its parts, as they do for LAMB or Adafactor.
 
-    Raises what the optimizer itself raises for `arguments`.
+    Returns the names and dtypes of what the optimizer keeps of every element of float32 weights. Raises what the
+    optimizer itself raises for `arguments`.
     """
     if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
         raise TypeError(f"optimizer must be a class of optimizers such as torch.optim.AdamW, not {kind!r}")
     generator = torch.Generator().manual_seed(0)
     weights, *gradients = (torch.randn(sum(_CUTS), generator=generator) for _ in range(3))
+
+    kept: dict[str, torch.dtype] = {}
 
     def run(cuts: tuple[int, ...]) -> torch.Tensor:
         parts = [part.clone() for part in weights.split(cuts)]
@@ -29,6 +32,9 @@ def check_elementwise(kind: Any, arguments: dict[str, Any]) -> None:
             for part, grad in zip(parts, gradient.split(cuts), strict=True):
                 part.grad = grad.clone()
             optimizer.step()
+        for part in parts:
+            tensors = {k: v for k, v in optimizer.state[part].items() if isinstance(v, torch.Tensor)}
+            kept.update((k, v.dtype) for k, v in tensors.items() if v.shape == part.shape)
         return torch.cat(parts)
 
     try:
@@ -39,3 +45,4 @@ def check_elementwise(kind: Any, arguments: dict[str, Any]) -> None:
         raise ValueError(
             f"{kind.__name__} does not work element by element: on parts of a parameter it gives another result"
         )
+    return kept

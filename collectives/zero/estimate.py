@@ -70,7 +70,7 @@ def estimate(
     """What a rank holds of `model_or_count`: a module, whose shared parameters count once, or a number of elements.
 
     `precision` is "16-bit" (with fp32 master weights) or "fp32"; `state_elems` how many fp32 values the optimizer keeps
-    for an element (Adam 2, SGD with momentum 1, without 0); `offload` the kinds that are held in host memory.
+    for an element (Adam 2, SGD with momentum 1, without 0); `offload` the kinds that are held by the host, or in files.
     `largest_layer` is the elements of the largest module's own parameters, which DeepSpeed's estimator of stage 3 asks
     for: of a module it is found, of a count it is 0 unless given. `partition` and `secondary` are the ranks of a group,
     as for ZeroOptimizer; None: there are none.

@@ -14,6 +14,7 @@ The order of gathers is noted; from the second time on, what follows is gathered
 from __future__ import annotations
 
 import itertools
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -36,13 +37,10 @@ class Gathered:
 
     def __init__(self, bucket: Bucket) -> None:
         self.bucket, self.layout = bucket, bucket.layout
-        assert bucket.shard is not None
-        device, dtype = bucket.shard.device, self.layout.dtype
+        device, dtype = bucket.settings.device, self.layout.dtype
         self.whole = torch.empty(self.layout.numel, dtype=dtype, device=device)
         self.storage, self.nbytes = self.whole.untyped_storage(), self.whole.untyped_storage().nbytes()
         self.views = [self.whole[s.begin : s.end].view(s.parameter.shape) for s in self.layout.slots]
-        nothing = torch.full((), float("nan"), dtype=dtype, device=device)
-        self.absent = [nothing.expand(s.parameter.shape) for s in self.layout.slots]
         self._gathering, self._exact = bucket.settings.movement.gatherings(self.layout)
         self.here = True
         self.users = 0
@@ -55,13 +53,16 @@ class Gathered:
             return
         self.here = True
         self.storage.resize_(self.nbytes)
-        comm, bucket = self.bucket.settings.comm, self.bucket
+        comm, bucket, stored = self.bucket.settings.comm, self.bucket, self.bucket.stored_shard
+        shard = bucket.shard if stored is None else stored.get()
         if comm.size == 1 or not self.layout.numel:
             with torch.no_grad():
-                self.whole.copy_(bucket.shard)
+                self.whole.copy_(shard)
+            if stored is not None:
+                stored.drop()
             return
         with while_doing("gathering the parameters of", self.layout):
-            self._work = (gathering or self._gathering).start(bucket.shard, self.whole, bucket.version)
+            self._work = (gathering or self._gathering).start(shard, self.whole, bucket.version)
 
     def start_exact(self) -> None:
         """Starts gathering what is not quantised, for others than modules; unless a module is at work on what is."""
@@ -76,6 +77,8 @@ class Gathered:
             work, self._work = self._work, None
             with while_doing("gathering the parameters of", self.layout):
                 self.bucket.settings.traffic.wait(work)
+            if self.bucket.stored_shard is not None:
+                self.bucket.stored_shard.drop()
         for p, view in zip(self.bucket.parameters, self.views, strict=True):
             p.data = view
 
@@ -88,8 +91,7 @@ class Gathered:
         """Gives the memory back."""
         if self.here:
             self._settle()
-            for p, absent in zip(self.bucket.parameters, self.absent, strict=True):
-                p.data = absent
+            self.bucket.hide()
             self.storage.resize_(0)
             self.here = False
 
@@ -98,6 +100,21 @@ class Gathered:
             work, self._work = self._work, None
             with while_doing("gathering the parameters of", self.layout):
                 self.bucket.settings.traffic.wait(work)
+            if self.bucket.stored_shard is not None:
+                self.bucket.stored_shard.drop()
+
+    def start_reading(self) -> int:
+        """Starts to read what is offloaded of it, ahead of `start`; how many bytes that is."""
+        stored = self.bucket.stored_shard
+        if stored is None or self.here:
+            return 0
+        stored.start()
+        return stored.nbytes
+
+    def stop_reading(self) -> None:
+        """It is not to be gathered after all."""
+        if self.bucket.stored_shard is not None and not self.here:
+            self.bucket.stored_shard.drop()
 
 
 class Gatherer:
@@ -112,6 +129,8 @@ class Gatherer:
     ) -> None:  # fmt: skip
         self.gathered = [Gathered(b) for b in buckets if b.layout.partitioned]
         self._prefetch_bytes, self._noted = prefetch_bytes, noted
+        store = self.gathered[0].bucket.settings.homes.parameters if self.gathered else None
+        self._read_bytes = store.buffer_bytes if store is not None and prefetch_bytes else 0
         self._of_parameter = {id(p): g for g in self.gathered for p in g.bucket.parameters}
         self._order: list[Gathered] = []  # of the last iteration
         self._now: list[Gathered] = []
@@ -196,17 +215,31 @@ class Gatherer:
         at, room = len(self._now), self._prefetch_bytes
         if self._order[:at] != self._now:
             return
-        for g in self._order[at:]:
-            if g.here or g.nbytes > room:
+        coming = deque(self._order[at:])
+        while coming and not coming[0].here and coming[0].nbytes <= room:
+            room -= coming[0].nbytes
+            coming.popleft().start()
+        self._read_ahead(coming)
+
+    def _read_ahead(self, coming: Iterable[Gathered]) -> None:
+        """Starts to read what is offloaded of the next ones."""
+        room = self._read_bytes
+        for g in coming if room else ():
+            room -= g.start_reading()
+            if room <= 0:
                 return
-            room -= g.nbytes
-            g.start()
+
+    def updated(self) -> None:
+        """The parameters are other ones: what is gathered of them lets go, and a new order begins."""
+        self.let_go()
+        self._read_ahead(self._order)
 
     def ended(self) -> None:
         """The end of a backward: everything is let go, and the order of gathers becomes what to expect."""
         for g in self.gathered:
             if not g.users:
                 g.let_go()
+            g.stop_reading()
         self._order, self._now = self._now, []
 
     def let_go(self) -> None:
@@ -214,6 +247,7 @@ class Gatherer:
         for g in self.gathered:
             g.users = 0
             g.let_go()
+            g.stop_reading()
         self._now = []
         for g in itertools.chain.from_iterable(self._held):
             g.start_exact()

@@ -20,7 +20,8 @@ class GradientOwner(Protocol):
     """Who holds the parts of gradients."""
 
     def parts(self, number: int) -> list[torch.Tensor]:
-        """The parts that this rank holds of a parameter's reduced gradient, to be worked on in place."""
+        """The parts that this rank holds of a parameter's reduced gradient, to be worked on in place until others are
+        asked for."""
         ...
 
     def norms(self, order: float) -> list[torch.Tensor]:
@@ -102,11 +103,10 @@ def _on_list(func: Any, name: str, gradients: Any, more: tuple[Any, ...], kwargs
                 func([part], *own, **kwargs)
         return None
     if name == "aten::_amp_foreach_non_finite_check_and_unscale_":
-        parts = [part for g in gradients for part in g._parts()]
         found = more[0]
-        if parts:
-            for dtype in {part.dtype for part in parts}:
-                func([part for part in parts if part.dtype == dtype], *more)
+        for g in gradients:
+            for part in g._parts():
+                func([part], *more)
         gradients[0].owner.any_rank(found)
         return None
     raise TypeError(f"{name} is not possible on gradients that are partitioned over the ranks")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import sys
@@ -10,10 +11,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from collectives.connect import connect
-from collectives.zero.config import Component, Config, Model, parse
+from collectives.zero.config import Component, Config, Model, Offloaded, parse
 from collectives.zero.config_report import ConfigError
 from collectives.zero.deepspeed_loss_scale import DeepSpeedLossScale
 from collectives.zero.engine import Engine
+from collectives.zero.offload import HOST, Offload
 from collectives.zero.optimizer import ZeroOptimizer
 from collectives.zero.schedules import TYPES as SCHEDULES
 
@@ -58,8 +60,6 @@ def initialize(
         raise ValueError("initialize needs config=, or args with a deepspeed_config")
     comm = connect() if comm is None else comm
     found = parse(given, world_size=comm.size, model=_about(model))
-    device = next(model.parameters()).device
-    _refuse_what_is_not_there(found, device.type)
     movement = _movement(found, comm.size)
     if found.precision != "float32":
         model.to(getattr(torch, found.precision))  # in place: parameters stay the same objects
@@ -79,14 +79,6 @@ def _about(model: Any) -> Model:
     hidden = getattr(config, "hidden_size", None) or max(getattr(config, "hidden_sizes", None) or [0]) or None
     dtypes = {str(parameter.dtype).removeprefix("torch.") for parameter in model.parameters()}
     return Model(hidden, dtypes.pop() if len(dtypes) == 1 else None)
-
-
-def _refuse_what_is_not_there(config: Config, device: str) -> None:
-    """Raises ConfigError for what the config may say and the optimizer cannot do."""
-    zero = "zero_optimization."
-    for name, asked in (("offload_optimizer", config.offload_optimizer), ("offload_param", config.offload_parameters)):
-        if asked is not None and (asked.device != "cpu" or device != "cpu"):
-            raise ConfigError(f"{zero}{name}.device = {asked.device}: not supported for a model on {device}")
 
 
 def _movement(config: Config, ranks: int) -> dict[str, Any]:
@@ -120,7 +112,7 @@ def _settings(config: Config, model: Any) -> dict[str, Any]:
         "persistence_bytes": config.persistence_elems,
     }
     settings: dict[str, Any] = {name: elems * item for name, elems in sizes.items() if elems is not None}
-    settings["overlap"] = config.overlap
+    settings |= {"overlap": config.overlap, "offload": _offload(config)}
     reduce_dtype = config.communication_dtype or config.accumulation_dtype
     if reduce_dtype is not None:
         settings["reduce_dtype"] = getattr(torch, reduce_dtype)
@@ -131,6 +123,20 @@ def _settings(config: Config, model: Any) -> dict[str, Any]:
             hysteresis=scale.hysteresis, consecutive=scale.consecutive, least=scale.least,
         )  # fmt: skip
     return settings
+
+
+def _offload(config: Config) -> Offload:
+    """The reduced gradients go with the optimizer, as there."""
+
+    def place(asked: Offloaded | None) -> str | None:
+        if asked is None or asked.path is None:
+            return None if asked is None else HOST
+        with contextlib.suppress(OSError):  # then it says so when it is opened
+            Path(asked.path).mkdir(parents=True, exist_ok=True)
+        return asked.path
+
+    optimizer, parameters = place(config.offload_optimizer), place(config.offload_parameters)
+    return Offload(optimizer, optimizer if config.stage >= 2 else None, parameters)
 
 
 def _optimizer(

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,10 @@ def registered(comm: Any, numel: int, dtype: torch.dtype, device: torch.device) 
 
 
 class Pool:
-    """Buffers that buckets take while their gradients are on the way, and give back."""
+    """Buffers that are taken for a while, and given back. `make` makes a new one of so many bytes."""
 
-    def __init__(self, comm: Any, device: torch.device) -> None:
-        self._comm, self._device = comm, device
+    def __init__(self, make: Callable[[int], torch.Tensor]) -> None:
+        self._make = make
         self._free: list[torch.Tensor] = []  # uint8
         self.held_bytes = 0
 
@@ -37,7 +38,7 @@ class Pool:
         if self._free:  # a larger one takes the place of a smaller one
             self.held_bytes -= self._free.pop().numel()
         self.held_bytes += nbytes
-        return registered(self._comm, nbytes, torch.uint8, self._device)
+        return self._make(nbytes)
 
     def give(self, buffer: torch.Tensor) -> None:
         """Takes a buffer back."""

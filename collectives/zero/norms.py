@@ -10,6 +10,7 @@ lost is below n^2 * 2^-79 of the sum. (Demmel and Nguyen, "Fast Reproducible Flo
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -20,17 +21,19 @@ _CHUNK = 1 << 16  # elements that are looked at while they are in cache
 _MANTISSA = 52
 
 
-def norms(comm: Any, parts: list[list[torch.Tensor]], order: float) -> list[torch.Tensor]:
-    """The p-norm of every parameter's gradient, float32 scalars, equal on all ranks.
+def norms(
+    comm: Any, parts: Mapping[int, Iterable[torch.Tensor]], count: int, order: float
+) -> list[torch.Tensor]:  # fmt: skip
+    """The p-norm of the gradient of each of `count` parameters, float32 scalars, equal on all ranks.
 
-    `parts` are the pieces of each that this rank holds; each element is held by one rank. `order` is p, at least 0,
-    or infinity. Raises ValueError for another.
+    `parts` are the pieces of each, by number, that this rank holds; each element is held by one rank. They are gone
+    through twice. `order` is p, at least 0, or infinity. Raises ValueError for another.
     """
     if not order >= 0:
         raise ValueError(f"the norm's order must not be negative, not {order}")
-    peaks = torch.zeros(len(parts), dtype=torch.float64)
-    sizes = torch.zeros(len(parts), dtype=torch.float64)
-    for i, tensors in enumerate(parts):
+    peaks = torch.zeros(count, dtype=torch.float64)
+    sizes = torch.zeros(count, dtype=torch.float64)
+    for i, tensors in parts.items():
         for t in tensors:
             if t.numel():
                 peaks[i] = torch.maximum(peaks[i], t.abs().max().double())  # keeps NaN
@@ -43,8 +46,8 @@ def norms(comm: Any, parts: list[list[torch.Tensor]], order: float) -> list[torc
         peaks = both[0].masked_fill(both[1] > 0, math.nan)
     if math.isinf(order):
         return list(peaks.float().unbind())
-    sums = torch.zeros(len(parts), 2, dtype=torch.float64)
-    for i, tensors in enumerate(parts):
+    sums = torch.zeros(count, 2, dtype=torch.float64)
+    for i, tensors in parts.items():
         peak = float(peaks[i])
         if peak and math.isfinite(peak):
             for t in tensors:
@@ -52,7 +55,7 @@ def norms(comm: Any, parts: list[list[torch.Tensor]], order: float) -> list[torc
     if comm.size > 1:
         comm.all_reduce(sums, op="sum", out=sums)
     found: list[torch.Tensor] = []
-    for i in range(len(parts)):
+    for i in range(count):
         peak = float(peaks[i])
         total = peak if not math.isfinite(peak) else float(sums[i].sum())
         root = total if order == 0 or not math.isfinite(total) else total ** (1.0 / order)

@@ -5,21 +5,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from collectives.connect import connect
-from collectives.zero import checkpoint, whole
+from collectives.zero import checkpoint, offloaded_bucket, whole
 from collectives.zero.agreement import check_alike
 from collectives.zero.backward import Backward
 from collectives.zero.bucket import Bucket, Settings
 from collectives.zero.elementwise import check_elementwise
 from collectives.zero.gather import Gatherer
 from collectives.zero.gradient import ShardedGradient
-from collectives.zero.layout import Parameter, buckets
+from collectives.zero.layout import BucketLayout, Parameter, buckets
+from collectives.zero.meta import device_of, materialised
 from collectives.zero.movement import Movement, check_movement
+from collectives.zero.offload import Offload, homes
 from collectives.zero.pieces import Piece
 from collectives.zero.precision import LossScale
 from collectives.zero.report import memory
@@ -67,6 +70,10 @@ class ZeroOptimizer(torch.optim.Optimizer):
     loss_scale          what `scale(loss)` multiplies by: a number, or "dynamic", which begins with `initial_scale` and
                         doubles after `growth_interval` good steps, or a LossScale. None: 1, or use
                         torch.amp.GradScaler
+    offload             where to keep what the stage partitions while nobody needs it: a directory on a fast disk, or
+                        "host"; an Offload says it for each kind. None: where the model is
+    init_parameters     of a model on the meta device (meta.py): gives the parameters of a module their values. None:
+                        its `reset_parameters()` does
 
     Every rank constructs it, and calls `step`, at the same time. Raises ValueError or TypeError for arguments that
     make no sense and for an optimizer that does not work element by element, MismatchError when the ranks differ.
@@ -97,6 +104,8 @@ class ZeroOptimizer(torch.optim.Optimizer):
         loss_scale: float | Literal["dynamic"] | LossScale | None = None,
         initial_scale: float = 65536.0,
         growth_interval: int = 2000,
+        offload: Offload | str | Path | None = None,
+        init_parameters: Callable[[torch.nn.Module], None] | None = None,
         **optimizer_arguments: Any,
     ) -> None:
         if stage not in (0, 1, 2, 3):
@@ -109,7 +118,8 @@ class ZeroOptimizer(torch.optim.Optimizer):
             "error_feedback": error_feedback,
         }  # fmt: skip
         check_movement(stage, **movement)
-        check_elementwise(optimizer, optimizer_arguments)
+        offload = Offload.of(offload, stage)
+        keeps = check_elementwise(optimizer, optimizer_arguments)
         if params is None:
             params = [p for p in model.parameters() if p.requires_grad]
         prototype = optimizer(params, **optimizer_arguments)  # checks the arguments, and fills in defaults
@@ -127,14 +137,15 @@ class ZeroOptimizer(torch.optim.Optimizer):
             "stage": stage, "bucket_bytes": bucket_bytes, "reproducible": reproducible, "reduce_dtype": reduce_dtype,
             "master_weights": master_weights, "persistence_bytes": persistence_bytes,
             "prefetch_bytes": prefetch_bytes, "overlap": overlap, "optimizer": optimizer.__name__,
+            "offload": [where is not None for where in (offload.optimizer, offload.gradients, offload.parameters)],
         }  # fmt: skip
         alike = {k: v if isinstance(v, (str, int)) else type(v).__name__ for k, v in movement.items()}
         check_alike(self.comm, self.parameters, {**settings, **alike})
-        device = self._everything[0].device
+        device = device_of(self._everything)
         self._movement = Movement(self.comm, device, reproducible=reproducible, **movement)
         self._settings = Settings(
             self._movement, stage=stage, reduce_dtype=reduce_dtype, master_weights=master_weights, overlap=overlap,
-            device=device,
+            device=device, homes=homes(offload, self.comm, device),
         )  # fmt: skip
         whole_units = _modules(model, units)
         owner = _owners(model, whole_units)
@@ -148,13 +159,26 @@ class ZeroOptimizer(torch.optim.Optimizer):
             return stage == 3 and p.numel * p.dtype.itemsize >= max(persistence_bytes, 1)
 
         layouts = buckets(packed, self._settings.comm.size, bucket_bytes, lambda dtype: dtype.itemsize, partitioned)
-        self._buckets: list[Bucket] = []
+        made: dict[int, Bucket] = {}
+
+        def make(layout: BucketLayout) -> None:
+            made[layout.index] = bucket = Bucket(layout, self._settings, self._everything)
+            if bucket.trained:
+                bucket.make_optimizer(optimizer, self.param_groups[layout.group], optimizer_arguments)
+            self._settings.homes.together(self.comm, partial(offloaded_bucket.reserve, bucket, keeps))
+            offloaded_bucket.put_away(bucket)
+
         with torch.no_grad():
+            of_parameter = {slot.parameter.index: layout for layout in layouts for slot in layout.slots}
+            numbers = {id(p): index for index, p in enumerate(self._everything)}
+            for parameters in materialised(model, whole_units, init_parameters, device):
+                for layout in dict.fromkeys(of_parameter.get(numbers[id(p)]) for p in parameters):
+                    if layout is not None and layout.partitioned and not _on_meta(layout, self._everything):
+                        make(layout)  # and so it is let go before others come
             for layout in layouts:
-                bucket = Bucket(layout, self._settings, self._everything)
-                if bucket.trained:
-                    bucket.make_optimizer(optimizer, self.param_groups[layout.group], optimizer_arguments)
-                self._buckets.append(bucket)
+                if layout.index not in made:
+                    make(layout)
+            self._buckets = [made[index] for index in sorted(made)]
             self._share_the_rest(model)
         self._backward = Backward(
             self._buckets, self._everything, self.comm, ended=self._backward_ended, traffic=self._settings.traffic
@@ -226,11 +250,19 @@ class ZeroOptimizer(torch.optim.Optimizer):
         backward.complete_or_join()
         overflow = self._scale.dynamic and not all(map(torch.isfinite, backward.norms(float("inf"))))
         self.step_was_applied = not overflow
+        stores = self._settings.homes.stores()
+        order = [stored for b in self._buckets if b.trained for stored in offloaded_bucket.order(b)]
+        for store in stores:
+            store.expect(order)
         for bucket in self._buckets if not overflow else ():
             if bucket.trained:
                 bucket.step(backward.active(bucket), self.param_groups[bucket.layout.group], self._scale.value)
         for bucket in self._buckets:
             bucket.published()
+        for store in stores:
+            store.as_expected()
+        if self._gatherer is not None:
+            self._gatherer.updated()
         self._scale.update(overflow)
         return loss
 
@@ -304,7 +336,8 @@ class ZeroOptimizer(torch.optim.Optimizer):
 
         parameters (with those that are not trained), gradients, optimizer (master weights and state), secondary (the
         second copy), error_feedback (what quantising took off gradients); besides, what comes and goes: in_transit
-        (buffers of gradients on their way) and gathered (whole parameters of stage 3).
+        (buffers of gradients on their way, and of what is offloaded) and gathered (whole parameters of stage 3). What
+        is offloaded lies in host (pinned memory) and files.
         """
         bucketed = {id(p) for b in self._buckets for p in b.parameters}
         rest = [p for p in self._everything if id(p) not in bucketed]
@@ -318,11 +351,13 @@ class ZeroOptimizer(torch.optim.Optimizer):
         waited_s     seconds in which this rank stood still for a collective: communication that was not hidden
         rounds       reductions of all gradients
         memory       what `memory` gives
+        offload      of what is in files: read_bytes, written_bytes; seconds in which threads read, wrote, or did
+                     either (reading_s, writing_s, busy_s), and in which this rank stood still for them (waited_s)
         """
         traffic = self._settings.traffic
         return {
             "sent_bytes": traffic.sent_bytes(), "waited_s": traffic.waited_s, "rounds": self._backward.rounds,
-            "memory": self.memory(),
+            "memory": self.memory(), "offload": self._settings.homes.counters(),
         }  # fmt: skip
 
     @property
@@ -367,6 +402,7 @@ class ZeroOptimizer(torch.optim.Optimizer):
         """Working parameters from what was written to pieces. All ranks call it, once all is written."""
         self._movement.reduction.reset()
         for bucket in self._buckets:
+            bucket.follow()
             bucket.publish()
         for bucket in self._buckets:
             bucket.published()
@@ -385,11 +421,15 @@ class ZeroOptimizer(torch.optim.Optimizer):
         """
         return checkpoint.load(self, path, weights_only=weights_only, strict=strict)
 
-    def close(self) -> None:
-        """Takes the hooks off the model. At stage 3 the parameters become whole first, so all ranks call it."""
+    def close(self, gather: bool = True) -> None:
+        """Takes the hooks off the model, and gives up what is offloaded. All ranks call it.
+
+        The parameters of stage 3 become whole first; `gather=False` leaves them without values, for a model that
+        would not fit into memory.
+        """
         if self._gatherer is not None:
             with torch.no_grad():
-                for gathered in self._gatherer.gathered:
+                for gathered in self._gatherer.gathered if gather else ():
                     gathered.start_exact()
                     gathered.wait()
             self._gatherer.close()
@@ -398,9 +438,14 @@ class ZeroOptimizer(torch.optim.Optimizer):
         for p in self._everything:
             if isinstance(p.grad, ShardedGradient):
                 p.grad = None
+        self._settings.homes.close()
         self._movement.close()
         if self._own_comm:
             self.comm.close()
+
+
+def _on_meta(layout: BucketLayout, parameters: Sequence[torch.Tensor]) -> bool:
+    return any(parameters[slot.parameter.index].is_meta for slot in layout.slots)
 
 
 def _modules(model: torch.nn.Module, units: Sequence[Any]) -> list[torch.nn.Module]:

@@ -8,7 +8,7 @@ in a core's cache, which makes PyTorch's plain optimizers about twice as fast on
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -34,9 +34,18 @@ class Piece:
         self.master, self.offset, self.primary = master, offset, primary
         self.optimizer: torch.optim.Optimizer | None = None
 
+    @property
+    def numel(self) -> int:
+        """How many elements."""
+        return self.end - self.begin
+
     def keys(self) -> list[str]:
         """Names of the tensors there are of these elements: "weight", and the optimizer's state."""
-        return [WEIGHT, *(k for k, v in self._state().items() if self._is_of_elements(v))]
+        return [WEIGHT, *self.state_in_memory()]
+
+    def state_in_memory(self) -> dict[str, torch.Tensor]:
+        """The tensors that the optimizer has now."""
+        return {k: v for k, v in self._state().items() if self._is_of_elements(v)}
 
     def read(self, key: str) -> torch.Tensor:
         """A tensor of `keys`, 1-D, in the dtype it is held in. It may be the very memory: copy it to keep it."""
@@ -44,8 +53,8 @@ class Piece:
 
     def write(self, key: str, value: torch.Tensor) -> None:
         """Replaces a tensor of `keys`, or adds one to the state, as a fresh optimizer has none."""
-        if value.shape != (self.end - self.begin,):
-            raise ValueError(f"{key} of {self} must have shape ({self.end - self.begin},), not {tuple(value.shape)}")
+        if value.shape != (self.numel,):
+            raise ValueError(f"{key} of {self} must have shape ({self.numel},), not {tuple(value.shape)}")
         if key == WEIGHT:
             self.master.copy_(value)
         elif self.optimizer is not None:
@@ -77,15 +86,18 @@ class Piece:
         return self.optimizer.state.get(self.master, {}) if self.optimizer is not None else {}
 
     def _is_of_elements(self, value: Any) -> bool:
-        return isinstance(value, torch.Tensor) and value.dim() == 1 and value.numel() == self.master.numel()
+        return isinstance(value, torch.Tensor) and value.dim() == 1 and value.numel() == self.numel
 
     def __repr__(self) -> str:
         return f"<Piece: {self.parameter.name}[{self.begin}:{self.end}]>"
 
 
-def cut(stretches: Iterable[Stretch], master: torch.Tensor, first: int, mine: range) -> list[Piece]:
+P = TypeVar("P", bound=Piece)
+
+
+def cut(kind: type[P], stretches: Iterable[Stretch], master: torch.Tensor, first: int, mine: range) -> list[P]:
     """Pieces of these stretches. `master` holds the bucket from element `first` on; `mine` is saved by this rank."""
-    pieces: list[Piece] = []
+    pieces: list[P] = []
     for stretch in stretches:
         slot, begin = stretch.slot, stretch.begin
         while begin < stretch.end:
@@ -96,6 +108,7 @@ def cut(stretches: Iterable[Stretch], master: torch.Tensor, first: int, mine: ra
             elif at < mine.start:
                 end = min(end, mine.start - slot.begin)
             offset = at - first
-            pieces.append(Piece(slot, begin, end, master[offset : offset + end - begin], offset, at in mine))
+            own = master[offset : offset + end - begin].data  # a slice itself would keep all of `master` alive
+            pieces.append(kind(slot, begin, end, own, offset, at in mine))
             begin = end
     return pieces

@@ -162,3 +162,28 @@ def test_one_of_everything(ranks: Callable[..., contextlib.AbstractContextManage
 @pytest.mark.parametrize("size", [1, 4])
 def test_one_of_everything_in_threads(size: int, threads: Callable[..., list[Any]]) -> None:
     threads(size, everything)
+
+
+def looks_in_between(me: Any) -> None:
+    """A part of the model runs between backward and step, and what follows it is gathered ahead, before the step."""
+    comm = me.connect()
+    found: list[torch.Tensor] = []
+    for between in (False, True):
+        torch.manual_seed(0)
+        m = torch.nn.Sequential(*(torch.nn.Linear(100, 100) for _ in range(4)))
+        opt = ZeroOptimizer(m, torch.optim.SGD, lr=0.1, stage=3, comm=comm, persistence_bytes=0)
+        for _ in range(3):
+            m(torch.ones(2, 100)).square().mean().backward()
+            if between:
+                with torch.no_grad():
+                    m[0](torch.ones(2, 100))
+            opt.step()
+            opt.zero_grad()
+        opt.close()
+        found.append(flat(m))
+    assert torch.equal(*found)
+
+
+def test_what_was_gathered_before_a_step_is_gathered_again(ranks: Callable[..., Any]) -> None:
+    with ranks(2, looks_in_between):
+        pass

@@ -105,6 +105,25 @@ def test_a_client_optimizer_schedule_and_data() -> None:
         assert schedule is halving
 
 
+@pytest.mark.parametrize("device", ["cpu", "nvme"])
+def test_offload(device: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    where = {"device": device, "nvme_path": str(tmp_path / "new"), "pin_memory": True, "buffer_count": 5}
+    config = {**BASE, "zero_optimization": {"stage": 3, "offload_optimizer": where, "offload_param": where,
+                                            "stage3_param_persistence_threshold": 0}}  # fmt: skip
+    with cc.connect(size=1, rank=0) as comm:
+        engine, opt, *_ = zero.initialize(model=model(), config=config, comm=comm)
+        run(engine, range(4))
+        held = opt.memory()
+        opt.close()
+        for got, expected in zip(engine.module.parameters(), plain(4), strict=True):
+            assert torch.equal(got, expected)
+    assert (held["files"] > 0) == (device == "nvme")
+    assert (held["optimizer"] > 500) == (device == "cpu")
+    said = capsys.readouterr().err
+    assert f'used           zero_optimization.offload_param.device = "{device}"' in said
+    assert "ignored        zero_optimization.offload_optimizer.buffer_count = 5" in said
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [
@@ -121,7 +140,6 @@ def test_a_client_optimizer_schedule_and_data() -> None:
             "mics_shard_size and zero_quantized_gradients",
         ),
         ({"zero_optimization": {"stage": 3, "zero_quantized_nontrainable_weights": True}}, "nontrainable"),
-        ({"zero_optimization": {"stage": 1, "offload_optimizer": {"device": "nvme", "nvme_path": "/x"}}}, "nvme"),
     ],
 )
 def test_configs_that_cannot_be_followed(more: dict[str, Any], words: str) -> None:
