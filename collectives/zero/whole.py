@@ -49,7 +49,7 @@ def read(optimizer: Any, parameter: Any, key: str = WEIGHT) -> Any:
     """
     name, comm = _name_of(optimizer, parameter), optimizer.comm
     mine = [p for p in _pieces(optimizer, name) if p.primary and key in p.keys()]  # noqa: SIM118 - a piece is no dict
-    flat = torch.cat([p.read(key).reshape(-1) for p in mine]) if mine else None
+    flat = torch.cat([p.read(key).clone() for p in mine]) if mine else None  # a piece may lend its memory only
     with while_doing(f"gathering {key} of", name):
         about = [mine[0].begin, str(flat.dtype).removeprefix("torch."), flat.numel()] if flat is not None else None
         every = gather_json(comm, about)

@@ -277,8 +277,6 @@ def measured(me: Any) -> None:
             assert found["calls"] == 3 * ((3 if stage == 3 else 2) * len(list(m.parameters())) + 1)  # 1: agreement
             assert 0 < found["exposed_s"] <= found["communication_s"] <= found["wall_s"], (stage, overlap, found)
             assert found["hidden_s"] == found["communication_s"] - found["exposed_s"]
-            if not overlap and stage == 2:  # where every call blocks
-                assert found["hidden_s"] == 0
             assert found["exposed_s"] <= opt.report()["waited_s"] + 1e-9
             opt.close()
 
