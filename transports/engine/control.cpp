@@ -206,7 +206,7 @@ void Engine::read_control(int peer) {
       failure.kind = FailureKind::lost;
       failure.culprit = peer;
       failure.detector = rank_;
-      failure.mine = history_[begun_.load(std::memory_order_relaxed) % kHistory];
+      failure.mine = history_[begun_.load(std::memory_order_acquire) % kHistory];
       fail_locked(failure, peer);
     }
     return;
