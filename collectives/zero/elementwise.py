@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 import torch
@@ -20,6 +21,9 @@ def check_elementwise(kind: Any, arguments: dict[str, Any]) -> dict[str, torch.d
     """
     if not (isinstance(kind, type) and issubclass(kind, torch.optim.Optimizer)):
         raise TypeError(f"optimizer must be a class of optimizers such as torch.optim.AdamW, not {kind!r}")
+    closure = inspect.signature(kind.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise ValueError(f"{kind.__name__} does not work element by element: a step of it evaluates the model again")
     generator = torch.Generator().manual_seed(0)
     weights, *gradients = (torch.randn(sum(_CUTS), generator=generator) for _ in range(3))
 
