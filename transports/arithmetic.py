@@ -8,13 +8,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from transports.program import DTYPES, OPS
+from transports.program import DTYPE_NAMES, OP_NAMES
 
 __all__ = ["combine", "divide"]
 
 _Array = npt.NDArray[Any]
-_NAMES = {number: name for name, (number, _) in DTYPES.items()}
-_OP_NAMES = {number: name for name, number in OPS.items()}
 _FUNCTIONS: dict[str, Callable[[_Array, _Array], _Array]] = {
     "sum": np.add, "prod": np.multiply, "min": np.minimum, "max": np.maximum,
     "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor,
@@ -24,7 +22,7 @@ _BOOLEAN = {"sum": "or", "prod": "and", "min": "and", "max": "or"}
 
 def combine(dtype: int, op: int, a: _Array, b: _Array) -> _Array:
     """a op b element by element, on arrays of bytes that hold elements of the dtype; the result is bytes too."""
-    name, operation = _NAMES[dtype], _OP_NAMES[op]
+    name, operation = DTYPE_NAMES[dtype], OP_NAMES[op]
     if name == "bool":
         name, operation = "uint8", _BOOLEAN.get(operation, operation)
     with np.errstate(all="ignore"):
@@ -35,7 +33,7 @@ def combine(dtype: int, op: int, a: _Array, b: _Array) -> _Array:
 
 def divide(dtype: int, a: _Array, divisor: int) -> _Array:
     """a / divisor element by element; integers truncate toward zero."""
-    name = _NAMES[dtype]
+    name = DTYPE_NAMES[dtype]
     values = _values(name, a)
     if values.dtype.kind in "iu":
         quotient = values.astype(np.int64 if values.dtype.kind == "i" else np.uint64)

@@ -10,14 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from transports.program import DTYPES, OPS
+from transports.program import DTYPE_NAMES, ITEM_BYTES, OP_NAMES
 
 __all__ = ["OPTIONS", "Kernels", "source"]
 
 OPTIONS = ("--std=c++17", "--fmad=false")
 _THREADS, _MOST_BLOCKS = 256, 4096
-_DTYPE_NAMES = {number: name for name, (number, _) in DTYPES.items()}
-_OP_NAMES = {number: name for name, number in OPS.items()}
 _BOOLEAN = {"sum": "or", "prod": "and", "min": "and", "max": "or"}
 _TYPES = {  # name: (how an element is stored, what is reckoned with)
     "float16": ("F16", "float"), "bfloat16": ("Bf16", "float"), "float32": ("float", "float"),
@@ -144,18 +142,18 @@ class Kernels:
 
     def combine(self, stream: Any, dtype: int, op: int, a: int, b: int, out: int, nbytes: int) -> None:
         """out = a op b; out may be one of them."""
-        self._launch(stream, dtype, _OP_NAMES[op], nbytes, out, np.uint64(a), np.uint64(b))
+        self._launch(stream, dtype, OP_NAMES[op], nbytes, out, np.uint64(a), np.uint64(b))
 
     def divide(self, stream: Any, dtype: int, a: int, out: int, nbytes: int, divisor: int) -> None:
         """out = a / divisor; out may be a."""
         self._launch(stream, dtype, "divide", nbytes, out, np.uint64(a), np.int64(divisor))
 
     def _launch(self, stream: Any, dtype: int, op: str, nbytes: int, out: int, *more: Any) -> None:
-        name = _DTYPE_NAMES[dtype]
+        name = DTYPE_NAMES[dtype]
         if (name, op) not in self._compiled:
             module = self._cupy.RawModule(code=source(name, op), options=OPTIONS)
             self._compiled[name, op] = module.get_function("kernel")
-        count = nbytes // DTYPES[name][1]
+        count = nbytes // ITEM_BYTES[dtype]
         blocks = min(max(-(-nbytes // (16 * _THREADS)), 1), _MOST_BLOCKS)
         self._compiled[name, op](
             (blocks,), (_THREADS,), (np.uint64(out), *more, np.uint64(count)), stream=stream

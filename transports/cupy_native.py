@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from transports.grouped import Layer
-from transports.program import DTYPES, OPS, Native, Place, Program
+from transports.program import DTYPE_NAMES, OP_NAMES, Native, Place, Program
 
 __all__ = ["NATIVES", "refusal", "run_native"]
 
@@ -17,14 +17,12 @@ _TYPES = {  # ncclDataType_t
     "bfloat16": 9,
 }  # fmt: skip
 _OPS = {"sum": 0, "prod": 1, "max": 2, "min": 3}  # ncclRedOp_t
-_DTYPE_NAMES = {number: name for name, (number, _) in DTYPES.items()}
-_OP_NAMES = {number: name for name, number in OPS.items()}
 _BYTES = _TYPES["uint8"]
 
 
 def refusal(native: Native) -> str:
     """Why NCCL has no such call; empty when it has. The same on every rank."""
-    name, dtype, op = native.collective, _DTYPE_NAMES[native.dtype], _OP_NAMES[native.op]
+    name, dtype, op = native.collective, DTYPE_NAMES[native.dtype], OP_NAMES[native.op]
     if native.device_kind == "cpu":
         return "NCCL takes arrays on a GPU only"
     if name not in NATIVES:
@@ -64,10 +62,8 @@ def _operands(native: Native, addresses: Sequence[int], rank: int, size: int) ->
     def at(place: Place | None) -> int:
         return 0 if place is None else addresses[place.buffer] + place.offset_bytes
 
-    whole, one = sum(native.blocks) * native.item_bytes, native.blocks[0] * native.item_bytes
-    gives = one if native.collective == "all_gather" else whole
-    gets = one if native.collective == "reduce_scatter" else whole
-    return _Operands(at(native.input), at(native.output), gives, gets)
+    gives, gets = native.elements(rank, size)
+    return _Operands(at(native.input), at(native.output), gives * native.item_bytes, gets * native.item_bytes)
 
 
 def _apart(layer: Layer, native: Native, x: _Operands, rank: int) -> _Operands:
@@ -87,7 +83,7 @@ def _apart(layer: Layer, native: Native, x: _Operands, rank: int) -> _Operands:
 def _call(comm: Any, native: Native, x: _Operands, stream: int) -> None:
     name, root = native.collective, native.root
     if name in _REDUCING:
-        dtype, op = _TYPES[_DTYPE_NAMES[native.dtype]], _OPS[_OP_NAMES[native.op]]
+        dtype, op = _TYPES[DTYPE_NAMES[native.dtype]], _OPS[OP_NAMES[native.op]]
         if name == "all_reduce":
             comm.allReduce(x.input, x.output, native.blocks[0], dtype, op, stream)
         elif name == "reduce":  # what is not the root has no place for a result, and NCCL looks at none

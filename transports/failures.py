@@ -15,7 +15,7 @@ from transports.errors import (
     UnsupportedError,
     WireError,
 )
-from transports.program import DTYPES, OPS
+from transports.program import DTYPE_NAMES, OP_NAMES
 
 __all__ = ["FailureKind", "Names", "Reason", "exception"]
 
@@ -32,8 +32,7 @@ class Reason:
     UNKNOWN, NOT_CALLED, SILENT = range(3)
 
 
-_DTYPE_NAMES = {number: name for name, (number, _) in DTYPES.items()}
-_OP_NAMES = {**{number: name for name, number in OPS.items()}, len(OPS): "mean"}
+_OP_NAMES = {**OP_NAMES, len(OP_NAMES): "mean"}
 _REDUCING = frozenset({"all_reduce", "reduce", "reduce_scatter", "scan", "exscan"})
 _ROOTED = frozenset({"broadcast", "reduce", "gather", "scatter"})
 
@@ -57,14 +56,14 @@ class Names:
         """A call in words: all_reduce(float32, 4096 elements, op=sum, algorithm=ring) as call 17."""
         number = int(call["seq"])
         if call["point_to_point"]:
-            dtype = _DTYPE_NAMES.get(call["dtype"], "?")
+            dtype = DTYPE_NAMES.get(call["dtype"], "?")
             return f"message {number} ({dtype}, {call['elements']} elements)"
         if number == 0:
             return "no call yet"
         collective = int(call["collective"])
         known = collective < len(self.collectives)
         name = self.collectives[collective] if known else f"collective {collective}"
-        words = [_DTYPE_NAMES.get(call["dtype"], "?"), f"{call['elements']} elements"]
+        words = [DTYPE_NAMES.get(call["dtype"], "?"), f"{call['elements']} elements"]
         if name in _REDUCING:
             words.append(f"op={_OP_NAMES.get(call['op'], '?')}")
         if name in _ROOTED:

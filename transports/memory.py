@@ -8,12 +8,9 @@ from collections import defaultdict
 from typing import Any, Protocol
 
 from transports.engine import _engine
-from transports.program import DTYPES
+from transports.program import ITEM_BYTES
 
-__all__ = ["ITEM_BYTES", "HostMemory", "Memory", "bytes_at"]
-
-ITEM_BYTES = [nbytes for _, nbytes in sorted(DTYPES.values())]
-"""Of each dtype, by its number."""
+__all__ = ["HostMemory", "Memory", "bytes_at"]
 
 
 class Memory(Protocol):

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from transports.memory import Memory, bytes_at
-from transports.program import DTYPES, OPS, Native, Place, Program
+from transports.program import DTYPE_NAMES, OP_NAMES, Native, Place, Program
 
 __all__ = ["NATIVES", "NativeCall", "refusal"]
 
@@ -24,8 +24,6 @@ _TYPES = {
     "complex64": "C_FLOAT_COMPLEX", "complex128": "C_DOUBLE_COMPLEX",
 }  # fmt: skip
 _OPS = {"sum": "SUM", "prod": "PROD", "min": "MIN", "max": "MAX", "and": "BAND", "or": "BOR", "xor": "BXOR"}
-_DTYPE_NAMES = {number: name for name, (number, _) in DTYPES.items()}
-_OP_NAMES = {number: name for name, number in OPS.items()}
 
 _Bytes = npt.NDArray[np.uint8]
 
@@ -37,7 +35,7 @@ def refusal(native: Native, library: str) -> str:
     """Why the MPI of that name has no such call; empty when it has."""
     if native.collective not in NATIVES:
         return f"MPI has no {native.collective} of its own"
-    dtype = _DTYPE_NAMES[native.dtype]
+    dtype = DTYPE_NAMES[native.dtype]
     if native.collective in _REDUCING and dtype not in _TYPES:
         return f"MPI has no arithmetic for {dtype}"
     if library.startswith("Open MPI") and native.collective in _REDUCING and dtype in _SATURATED:
@@ -71,16 +69,10 @@ class _Array:
         self.size: int = call.comm.Get_size()
         moves = native.collective not in _REDUCING
         self.item_bytes = native.item_bytes
-        self.type: Any = call.mpi.BYTE if moves else getattr(call.mpi, _TYPES[_DTYPE_NAMES[native.dtype]])
-        self.op: Any = None if moves else getattr(call.mpi, _OPS[_OP_NAMES[native.op]])
+        self.type: Any = call.mpi.BYTE if moves else getattr(call.mpi, _TYPES[DTYPE_NAMES[native.dtype]])
+        self.op: Any = None if moves else getattr(call.mpi, _OPS[OP_NAMES[native.op]])
         self.unit = native.item_bytes if moves else 1  # of MPI's type in one element
-        of: tuple[int, ...] = native.blocks
-        whole, one = sum(of[: self.size]), of[min(self.rank, len(of) - 1)]
-        name, rooted_here = native.collective, native.root == self.rank
-        gives = one if name in ("all_gather", "gather") else whole if name != "scatter" or rooted_here else 0
-        gets = one if name in ("reduce_scatter", "scatter") else whole
-        if name == "all_to_all":
-            gets = sum(of[self.size :])
+        gives, gets = native.elements(self.rank, self.size)
         self.input = self._bytes(native.input, gives, addresses)
         self.output = self._bytes(native.output, gets, addresses)
         self.address_out = addresses[native.output.buffer] + native.output.offset_bytes if native.output else 0

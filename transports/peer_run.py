@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 from transports.base import Buffer
 from transports.failures import FailureKind
-from transports.memory import ITEM_BYTES, bytes_at
+from transports.memory import bytes_at
 from transports.peer_program import OPERANDS, Compiled
 from transports.peers import PeerGone
 from transports.portable import Failed, address_of, record
-from transports.program import Call, Kind
+from transports.program import ITEM_BYTES, Call, Kind
 from transports.tracing import TracedCall, TracedStep
 
 if TYPE_CHECKING:

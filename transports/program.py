@@ -26,7 +26,10 @@ import numpy.typing as npt
 __all__ = [
     "COLUMNS",
     "DTYPES",
+    "DTYPE_NAMES",
+    "ITEM_BYTES",
     "OPS",
+    "OP_NAMES",
     "Action",
     "Call",
     "Kind",
@@ -56,6 +59,10 @@ DTYPES: dict[str, tuple[int, int]] = {  # name: (number, bytes of an element)
     "bytes": (15, 1),  # anything that is only moved
 }
 OPS: dict[str, int] = {"sum": 0, "prod": 1, "min": 2, "max": 3, "and": 4, "or": 5, "xor": 6}
+
+DTYPE_NAMES = {number: name for name, (number, _) in DTYPES.items()}
+ITEM_BYTES = dict(DTYPES.values())
+OP_NAMES = {number: name for name, number in OPS.items()}
 
 
 class Kind:
@@ -138,6 +145,13 @@ class Native(NamedTuple):
     input: Place | None
     output: Place | None
     device_kind: str = "cpu"  # where the arrays are
+
+    def elements(self, rank: int, size: int) -> tuple[int, int]:
+        """How many elements a rank gives and gets, where it gives or gets something."""
+        whole, one = sum(self.blocks[:size]), self.blocks[min(rank, len(self.blocks) - 1)]
+        gives = one if self.collective in ("all_gather", "gather") else whole
+        gets = one if self.collective in ("reduce_scatter", "scatter") else whole
+        return gives, sum(self.blocks[size:]) if self.collective == "all_to_all" else gets
 
 
 @dataclass(frozen=True)

@@ -13,13 +13,13 @@ from typing import Any
 
 from transports.base import CPU, Device
 from transports.memory import HostMemory
-from transports.program import DTYPES, OPS
+from transports.program import DTYPE_NAMES, DTYPES, OP_NAMES
 
 __all__ = ["TORCH_TYPES", "CudaLayer", "GlooLayer", "tensor_at"]
 
 _TAG = 0
 TORCH_TYPES = {
-    number: {"bool": "uint8", "bytes": "uint8"}.get(name, name) for name, (number, _) in DTYPES.items()
+    number: {"bool": "uint8", "bytes": "uint8"}.get(name, name) for number, name in DTYPE_NAMES.items()
 }  # fmt: skip
 """The names of torch's dtypes by the numbers of ours."""
 _BOOL = DTYPES["bool"][0]
@@ -115,7 +115,7 @@ class CudaLayer:
         self.group._end_coalescing().wait()  # the stream waits, not the host
 
     def combine(self, dtype: int, op: int, a: int, b: int, out: int, nbytes: int) -> None:
-        torch, name = self._torch, _OP_NAMES[op]
+        torch, name = self._torch, OP_NAMES[op]
         name = _OF_BOOLS.get(name, name) if dtype == _BOOL else name
         x, y, z = (self._tensor(address, nbytes) for address in (a, b, out))
         if TORCH_TYPES[dtype] in _UNSIGNED:
@@ -170,7 +170,6 @@ def _quotient(torch: Any, x: Any, divisor: int) -> Any:
     return half + (rest >= divisor)
 
 
-_OP_NAMES = {number: name for name, number in OPS.items()}
 _OF_BOOLS = {"sum": "or", "prod": "and", "min": "and", "max": "or"}
 _FUNCTIONS = {
     "sum": "add", "prod": "mul", "min": "minimum", "max": "maximum", "and": "bitwise_and", "or": "bitwise_or",

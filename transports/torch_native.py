@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
-from transports.program import DTYPES, OPS, Native, Place, Program
+from transports.program import DTYPE_NAMES, OP_NAMES, Native, Place, Program
 from transports.torch_layer import TORCH_TYPES, CudaLayer, GlooLayer, tensor_at
 
 __all__ = ["NATIVES", "NativeCall", "refusal"]
@@ -18,13 +18,11 @@ _REDUCING = frozenset({"all_reduce", "reduce", "reduce_scatter"})
 _EVEN = frozenset({"reduce_scatter", "all_gather", "gather", "scatter"})
 _TYPES = frozenset({"float16", "bfloat16", "float32", "float64", "int8", "uint8", "int32", "int64"})
 _OPS = {"sum": "SUM", "prod": "PRODUCT", "min": "MIN", "max": "MAX"}
-_DTYPE_NAMES = {number: name for name, (number, _) in DTYPES.items()}
-_OP_NAMES = {number: name for name, number in OPS.items()}
 
 
 def refusal(native: Native) -> str:
     """Why torch.distributed has no such call, on Gloo and NCCL alike; empty when it has."""
-    name, dtype, op = native.collective, _DTYPE_NAMES[native.dtype], _OP_NAMES[native.op]
+    name, dtype, op = native.collective, DTYPE_NAMES[native.dtype], OP_NAMES[native.op]
     if name not in NATIVES:
         return f"torch.distributed has no {name} of its own"
     if name in _EVEN and len(set(native.blocks)) > 1:
@@ -57,12 +55,7 @@ class _Array:
         self.torch, self.native, self.layer = call.torch, native, layer
         self.group, self.rank, self.size, self.divisor = layer.group, call.rank, call.size, call.program.divisor
         self.addresses = addresses
-        name, of = native.collective, native.blocks
-        whole, one = sum(of[: self.size]), of[min(self.rank, len(of) - 1)]
-        gives = one if name in ("all_gather", "gather") else whole
-        gets = one if name in ("reduce_scatter", "scatter") else whole
-        if name == "all_to_all":
-            gets = sum(of[self.size :])
+        gives, gets = native.elements(self.rank, self.size)
         self.input, self.output = self._elements(native.input, gives), self._elements(native.output, gets)
 
     def run(self) -> None:
@@ -134,7 +127,7 @@ class _Array:
         return self.input.clone() if a < b_end and b < a_end else self.input
 
     def _op(self) -> Any:
-        return getattr(self._distributed().ReduceOp, _OPS[_OP_NAMES[self.native.op]])
+        return getattr(self._distributed().ReduceOp, _OPS[OP_NAMES[self.native.op]])
 
     def _distributed(self) -> Any:
         return self.torch.distributed

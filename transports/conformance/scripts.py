@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from transports.program import DTYPES, OPS, Action, Kind, Place
+from transports.program import DTYPE_NAMES, DTYPES, OPS, Action, Kind, Place
 
 __all__ = [
     "Bytes", "Script", "all_pairs", "around", "contents", "copy", "divide", "down_the_line", "outcome", "random_script",
@@ -27,7 +27,6 @@ Script = Callable[[int], list[Action]]
 At = tuple[int, int]
 """A buffer and a byte in it."""
 
-_NAMES = {number: name for name, (number, _) in DTYPES.items()}
 _COMBINE: dict[int, Callable[[Any, Any], Any]] = {
     OPS["sum"]: np.add, OPS["prod"]: np.multiply, OPS["min"]: np.minimum, OPS["max"]: np.maximum,
     OPS["and"]: np.bitwise_and, OPS["or"]: np.bitwise_or, OPS["xor"]: np.bitwise_xor,
@@ -229,7 +228,7 @@ def _do(
         assert action.dtype == DTYPES["uint8"][0]
         out[:] = at(action.a) // divisor
     else:
-        dtype = np.dtype(_NAMES[action.dtype])
+        dtype = np.dtype(DTYPE_NAMES[action.dtype])
         x, y = np.frombuffer(at(action.a).tobytes(), dtype), np.frombuffer(other.tobytes(), dtype)
         result = _COMBINE[action.op](*((x, y) if action.local_first else (y, x)))
         out[:] = np.frombuffer(result.tobytes(), np.uint8)
