@@ -24,7 +24,7 @@ from collectives.levels import narrowed
 from collectives.measure import KIND as MEASUREMENT
 from collectives.measure import Meter, measure
 from collectives.measurement import Measurement
-from collectives.resolve import Operands, check_apart, check_taken, device_of, make_program, operands, overlap
+from collectives.resolve import Operands, check_apart, device_of, make_program, not_taken, operands, overlap
 from collectives.rules import Rule, read_rules
 from collectives.staging import Staging
 from collectives.tune import KIND as TUNING
@@ -194,7 +194,7 @@ class Communicator(Calls):
         self._check_open()
         if not 0 <= peer < self.size or peer == self.rank:
             raise ValueError(f"peer={peer} is not another rank: this is rank {self.rank} of {self.size}")
-        check_taken(data.device, self._takes, self.transport)
+        self._check_taken(data.device)
         self._staging.message(sends, peer, DTYPES[data.dtype][0], data, self._limit(timeout_s))
 
     def _call(self, request: Request) -> Any:
@@ -231,7 +231,8 @@ class Communicator(Calls):
         arrays = [operands(request, x, o, self.rank, self.size) for x, o in zip(xs, outs, strict=True)]
         if several:
             check_apart(arrays)
-        device = device_of(arrays, self._takes, self.transport)
+        device = device_of(arrays)
+        self._check_taken(device)
         results = [a.make() if a.make else o if a.result else None for o, a in zip(outs, arrays, strict=True)]
         views = [
             a.result or (view(result) if result is not None else None)
@@ -584,6 +585,10 @@ class Communicator(Calls):
     def _check_open(self) -> None:
         if self._closed:
             raise CommunicatorBroken("the communicator was closed before this call")
+
+    def _check_taken(self, device: Device) -> None:
+        if device.kind not in self._takes:
+            raise not_taken(device, self._takes, self.transport)
 
 
 def _let_go(transport: Transport, staging: Staging, on_close: Callable[[], None] | None) -> None:

@@ -24,9 +24,9 @@ from transports.program import DTYPES, OPS, Action, Call, Kind, Native, Place, P
 __all__ = [
     "Operands",
     "check_apart",
-    "check_taken",
     "device_of",
     "make_program",
+    "not_taken",
     "operands",
     "overlap",
     "total_bytes",
@@ -86,26 +86,22 @@ def operands(request: Request, x: Any, out: Any, rank: int, size: int) -> Operan
     return Operands(given if gives else None, result, blocks, given, shape, None)
 
 
-def device_of(arrays: list[Operands], takes: frozenset[str], transport: str) -> Device:
-    """The device that all arrays of a call are on. Raises ValueError when they are on several, and TypeError when it is
-    of a kind that the transport does not take."""
+def device_of(arrays: list[Operands]) -> Device:
+    """The device that all arrays of a call are on. Raises ValueError when they are on several."""
     devices = sorted({a.model.device for a in arrays}) or [CPU]
     if len(devices) > 1:
         raise ValueError(f"arrays of one list are on several devices: {', '.join(map(str, devices))}")
-    check_taken(devices[0], takes, transport)
     return devices[0]
 
 
-def check_taken(device: Device, takes: frozenset[str], transport: str) -> None:
-    """Raises TypeError when the transport takes no arrays on this kind of device, saying what does."""
-    if device.kind in takes:
-        return
+def not_taken(device: Device, takes: frozenset[str], transport: str) -> TypeError:
+    """The error that the transport takes no arrays on this kind of device, which says what does."""
     how = "copy it to a device that is taken"
     if device.kind == "cpu":
         how = 'copy it to the GPU, or connect with transport="auto"'
     elif device.kind == "cuda":
         how = "copy it to the CPU (x.cpu() of a tensor, cupy.asnumpy(x) of a CuPy array)"
-    raise TypeError(f"an array on {device}: this transport ({transport}) takes {', '.join(sorted(takes))} only; {how}")
+    return TypeError(f"an array on {device}: this transport ({transport}) takes {', '.join(sorted(takes))} only; {how}")
 
 
 def _zeros(like: Any, shape: tuple[int, ...]) -> Callable[[], Any]:
