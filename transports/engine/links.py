@@ -192,8 +192,12 @@ class Links:
     def _await(self, peer: int, lanes: Sequence[int], deadline: float) -> None:
         begin = time.monotonic()
         poked = False
+
+        def connected() -> bool:
+            return all(self._engine.has_lane(peer, lane) for lane in lanes)
+
         with self._changed:
-            while not all(self._engine.has_lane(peer, lane) for lane in lanes):
+            while not connected():
                 now = time.monotonic()
                 if self._engine.failure() is not None:
                     return
@@ -206,9 +210,9 @@ class Links:
                         self._poke(peer, lanes, deadline - now)
                     except CollectiveError:
                         # It may have come by itself meanwhile, done its part and left.
-                        time.sleep(_LOOK_EVERY_S)
-                        if not all(self._engine.has_lane(peer, lane) for lane in lanes):
-                            raise
+                        with self._changed:
+                            if not self._changed.wait_for(connected, _LOOK_EVERY_S):
+                                raise
                     finally:
                         self._changed.acquire()
                     continue
