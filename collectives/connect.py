@@ -62,6 +62,7 @@ def connect(
     store: Any = None,
     rank: int | None = None,
     size: int | None = None,
+    launch: launchers.Launch | None = None,
     secret: str | bytes | None = None,
     address: str | Sequence[str] | None = None,
     transport: str = "auto",
@@ -77,7 +78,8 @@ def connect(
 
     How the job was started is found out (torchrun, mpirun or mpiexec of Open MPI or MPICH, Slurm's srun, a file store
     named by TREERING_STORE, or one process; launchers.py has the order), or said by `store` (a directory that all ranks
-    see, or a store object), `rank` and `size`. `repr` of the result tells what was found.
+    see, or a store object), `rank` and `size`, or by `launch` for all of them. `repr` of the result tells what was
+    found.
 
     secret           at least 16 characters, equal on all ranks; needed when ranks are on several hosts. Without it
                      this rank listens on this host only. TREERING_SECRET and TREERING_SECRET_FILE give it too.
@@ -101,28 +103,10 @@ def connect(
     Raises ValueError for arguments or variables that make no sense, RendezvousError naming the ranks that are missing,
     double or disagree, TransportError when this machine refuses a resource. After an error nothing is left.
     """
-    launch = launchers.detect(store=store, rank=rank, size=size)
-    return connect_launch(
-        launch, secret=secret, address=address, transport=transport, lanes=lanes, ring_bytes=ring_bytes,
-        reproducible=reproducible, cluster=cluster, rules=rules, timeout_s=timeout_s, join_timeout_s=join_timeout_s,
-    )  # fmt: skip
-
-
-def connect_launch(
-    launch: launchers.Launch,
-    *,
-    secret: str | bytes | None = None,
-    address: str | Sequence[str] | None = None,
-    transport: str = "auto",
-    lanes: int = 1,
-    ring_bytes: int = 256 << 10,
-    reproducible: bool = False,
-    cluster: Cluster | str | Path | None = None,
-    rules: str | Path | Sequence[Rule | dict[str, Any]] | None = None,
-    timeout_s: float = 60.0,
-    join_timeout_s: float = 60.0,
-) -> Communicator:
-    """`connect` for a job of which it is known already how it was started."""
+    if launch is None:
+        launch = launchers.detect(store=store, rank=rank, size=size)
+    elif any(given is not None for given in (store, rank, size)):
+        raise ValueError("launch says it all: store, rank and size are not to be given beside it")
     if not 1 <= lanes <= 8:
         raise ValueError(f"lanes={lanes} must be 1 to 8")
     if ring_bytes < 4096 or ring_bytes & (ring_bytes - 1):

@@ -17,7 +17,7 @@ from typing import Any
 import torch.distributed as dist
 
 from collectives.communicator import Communicator
-from collectives.connect import connect_launch
+from collectives.connect import connect
 from collectives.torch_backend.errors import torch_errors
 from collectives.torch_backend.process_group import ProcessGroup
 from transports import launchers
@@ -80,8 +80,8 @@ def _join(rank: int, size: int, store: Any, name: str, timeout_s: float, options
     )  # fmt: skip
     if around is not None:
         launch = replace(launch, local_rank=around.local_rank, local_size=around.local_size, head=around.head)
-    return connect_launch(
-        launch, transport=options.transport, lanes=options.lanes, ring_bytes=options.ring_bytes,
+    return connect(
+        launch=launch, transport=options.transport, lanes=options.lanes, ring_bytes=options.ring_bytes,
         reproducible=options.reproducible, address=options.address, timeout_s=timeout_s, join_timeout_s=timeout_s,
     )  # fmt: skip
 

@@ -6,8 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 import collectives as cc
+from transports import launchers
 
 
 def test_what_one_rank_did_elsewhere_does_not_matter(tmp_path: Path) -> None:
@@ -22,3 +24,11 @@ def test_what_one_rank_did_elsewhere_does_not_matter(tmp_path: Path) -> None:
 
         with ThreadPoolExecutor(2) as pool:
             assert [*pool.map(both, range(2))] == [2, 2], lap
+
+
+def test_who_knows_how_the_job_was_started_says_it_once(tmp_path: Path) -> None:
+    launch = launchers.detect(store=tmp_path, rank=0, size=1)
+    with cc.connect(launch=launch) as comm:
+        assert (comm.rank, comm.size) == (0, 1)
+    with pytest.raises(ValueError, match="launch says it all"):
+        cc.connect(launch=launch, rank=0)
