@@ -19,11 +19,10 @@ import torch.distributed as dist
 
 from collectives.communicator import Communicator
 from collectives.torch_backend.errors import torch_errors
+from collectives.torch_backend.reductions import operation
 from collectives.torch_backend.work import DONE, Completer, Work
 
 __all__ = ["AllGather", "ReduceScatter", "ddp_hook"]
-
-_OPS = {hash(dist.ReduceOp.SUM): "sum", hash(dist.ReduceOp.AVG): "mean"}
 
 
 class _Door:
@@ -57,12 +56,9 @@ class ReduceScatter(_Door):
         self, output_tensor: torch.Tensor, input_tensor: torch.Tensor, group: Any, op: Any, async_op: bool = False
     ) -> Any:
         x, out = input_tensor.view(-1), output_tensor.view(-1)
-        number = hash(op)
-        word = _OPS.get(number)
-        if word is None:
-            if number != hash(dist.ReduceOp.PREMUL_SUM):
-                raise ValueError(f"a reduce-scatter of gradients sums or averages, not {op}")
-            x, word = x * op.factor, "sum"
+        word, x = operation(op, x)
+        if word not in ("sum", "mean"):
+            raise ValueError(f"a reduce-scatter of gradients sums or averages, not {op}")
         with torch_errors():
             if async_op:
                 return Work(self._comm.reduce_scatter_async(x, op=word, out=out), [output_tensor], self._completer)

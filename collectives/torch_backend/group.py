@@ -42,17 +42,23 @@ class Group(dist.ProcessGroup):
         self, call: str, opts: Any, x: Any, out: Any, outputs: Sequence[torch.Tensor], finish: Finish = None,
         **arguments: Any,
     ) -> Any:  # fmt: skip
+        return self._make(call, opts, outputs, finish, x, out=out, **arguments)
+
+    def _make(
+        self, call: str, opts: Any, outputs: Sequence[torch.Tensor], finish: Finish, *operands: Any, **arguments: Any
+    ) -> Any:
+        """Makes a call of the communicator with these operands and arguments."""
         self._sequence += 1
         comm = self.communicator
         if opts is not None and opts.timeout != UNSET:
             arguments["timeout_s"] = max(opts.timeout.total_seconds(), 1e-3)
         with torch_errors():
             if opts is not None and not opts.asyncOp:
-                getattr(comm, call)(x, out=out, **arguments)
+                getattr(comm, call)(*operands, **arguments)
                 if finish is not None:
                     finish()
                 return DONE
-            pending = getattr(comm, f"{call}_async")(x, out=out, **arguments)
+            pending = getattr(comm, f"{call}_async")(*operands, **arguments)
         return Work(pending, outputs, self._completer, finish)
 
     def _profiled(self, call: str, tensors: Sequence[torch.Tensor], make: Callable[[], Any], opts: Any = None) -> Any:

@@ -16,13 +16,12 @@ import torch
 
 from collectives.communicator import Communicator
 from collectives.torch_backend.errors import torch_errors
-from collectives.torch_backend.group import UNSET
 from collectives.torch_backend.layout import check_dense
 from collectives.torch_backend.messages import Messages
 from collectives.torch_backend.monitored import monitored_barrier
 from collectives.torch_backend.moves import Moves
 from collectives.torch_backend.reductions import Reductions
-from collectives.torch_backend.work import DONE, Work
+from collectives.torch_backend.work import DONE
 
 __all__ = ["ProcessGroup"]
 
@@ -80,15 +79,7 @@ class ProcessGroup(Reductions, Moves):
     # ---------------------------------------------------------------- barriers
 
     def barrier(self, opts: Any = None) -> Any:
-        self._sequence += 1
-        arguments: dict[str, Any] = {}
-        if opts is not None and opts.timeout != UNSET:
-            arguments["timeout_s"] = opts.timeout.total_seconds()
-        with torch_errors():
-            if opts is not None and not opts.asyncOp:
-                self.communicator.barrier(**arguments)
-                return DONE
-            return Work(self.communicator.barrier_async(**arguments), [], self._completer)
+        return self._make("barrier", opts, [], None)
 
     def monitored_barrier(self, timeout: timedelta | None = None, wait_all_ranks: bool = False) -> None:
         """A barrier on which rank 0 names the ranks that do not come in time. It goes through the group's store."""

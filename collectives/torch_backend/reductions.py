@@ -17,7 +17,7 @@ from collectives.torch_backend.sparse import sum_sparse
 from collectives.torch_backend.work import DONE, Ended
 from transports.errors import CollectiveError
 
-__all__ = ["Reductions"]
+__all__ = ["Reductions", "operation"]
 
 # torch's operations by their hash, which is their number: comparing them costs more than a small call.
 _OPS = {
@@ -31,6 +31,17 @@ _OPS = {
     hash(dist.ReduceOp.BXOR): "xor",
 }
 _PREMUL_SUM = hash(dist.ReduceOp.PREMUL_SUM)
+
+
+def operation(op: Any, x: torch.Tensor) -> tuple[str, torch.Tensor]:
+    """The communicator's word for an operation of torch's, and the tensor to combine with it."""
+    number = hash(op)
+    word = _OPS.get(number)
+    if word is not None:
+        return word, x
+    if number == _PREMUL_SUM:
+        return "sum", (x * op.factor).to(x.dtype)
+    raise ValueError(f"treering has no {op}")
 
 
 class Reductions(Group):
@@ -57,7 +68,7 @@ class Reductions(Group):
     def _all_reduce(self, tensor: torch.Tensor, opts: Any) -> Any:
         check_dense("all_reduce", [tensor])
         target, finish = writable(tensor)
-        op, x = self._op(opts.reduceOp, target)
+        op, x = operation(opts.reduceOp, target)
         return self._run("all_reduce", opts, x, target, [tensor], finish, op=op)
 
     def _all_reduce_sparse(self, tensor: torch.Tensor, word: str | None, opts: Any) -> Any:
@@ -72,7 +83,7 @@ class Reductions(Group):
         opts = opts or dist.AllreduceCoalescedOptions()
         check_dense("all_reduce_coalesced", tensors)
         targets, finishes = all_writable(tensors, keep=True)
-        pairs = [self._op(opts.reduceOp, target) for target in targets]
+        pairs = [operation(opts.reduceOp, target) for target in targets]
         xs = [x for _, x in pairs]
         call = lambda: self._run("all_reduce", opts, xs, targets, tensors, finishes, op=pairs[0][0])  # noqa: E731
         return self._profiled("all_reduce", tensors, call, opts)
@@ -81,7 +92,7 @@ class Reductions(Group):
         [tensor] = tensors
         check_dense("reduce", tensors)
         target, finish = writable(tensor)
-        op, x = self._op(opts.reduceOp, target)
+        op, x = operation(opts.reduceOp, target)
         mine = opts.rootRank == self.communicator.rank
         out = target if mine else None
         call = lambda: self._run("reduce", opts, x, out, [tensor], finish if mine else None, op=op, root=opts.rootRank)  # noqa: E731
@@ -93,7 +104,7 @@ class Reductions(Group):
         check_dense("reduce_scatter", [output, *parts])
         self._check_parts("reduce_scatter", parts, output)
         target, finish = writable(output, keep=False)
-        op, x = self._op(opts.reduceOp, joined(parts))
+        op, x = operation(opts.reduceOp, joined(parts))
         sizes = [t.numel() for t in parts]
         even = {"sizes": sizes} if len(set(sizes)) > 1 else {}
         call = lambda: self._run("reduce_scatter", opts, x, target.view(-1), [output], finish, op=op, **even)  # noqa: E731
@@ -104,7 +115,7 @@ class Reductions(Group):
         check_dense("reduce_scatter_single", [output, x])
         self._check_sizes("reduce_scatter_single", x, output)
         target, finish = writable(output, keep=False)
-        op, source = self._op(opts.reduceOp, x)
+        op, source = operation(opts.reduceOp, x)
         flat = source.reshape(-1)
         call = lambda: self._run("reduce_scatter", opts, flat, target.view(-1), [output], finish, op=op)  # noqa: E731
         return self._profiled("_reduce_scatter_base", [x], call, opts)
@@ -117,16 +128,6 @@ class Reductions(Group):
         for output, x in zip(outputs, inputs, strict=True):
             self._check_sizes("reduce_scatter_single_coalesced", x, output)
         targets, finish = all_writable(outputs, keep=False)
-        pairs = [self._op(opts.reduceOp, x) for x in inputs]
+        pairs = [operation(opts.reduceOp, x) for x in inputs]
         xs = [x.reshape(-1) for _, x in pairs]
         return self._run("reduce_scatter", opts, xs, [t.view(-1) for t in targets], outputs, finish, op=pairs[0][0])
-
-    def _op(self, op: Any, x: torch.Tensor) -> tuple[str, torch.Tensor]:
-        """The communicator's word for an operation, and the tensor to combine with it."""
-        number = hash(op)
-        word = _OPS.get(number)
-        if word is not None:
-            return word, x
-        if number == _PREMUL_SUM:
-            return "sum", (x * op.factor).to(x.dtype)
-        raise ValueError(f"treering has no {op}")
